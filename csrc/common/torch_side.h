@@ -1,0 +1,60 @@
+// What the torch side of every operator needs: LibTorch's stable ABI only, for CPU and CUDA alike.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "border.h"
+
+namespace stylekern {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The tensor itself where its last dimension is dense, else a contiguous copy: kernels read rows.
+inline Tensor with_dense_rows(const Tensor& x) {
+  const int64_t last = x.dim() - 1;
+  return x.size(last) <= 1 || x.stride(last) == 1 ? x : torch::stable::contiguous(x);
+}
+
+// An uninitialised contiguous tensor on the device of another, of its dtype unless told otherwise.
+inline Tensor empty_of(const Tensor& like, std::initializer_list<int64_t> sizes, std::optional<ScalarType> dtype = {}) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t step = 1;
+  for (size_t d = sizes.size(); d-- > 0; step *= std::max<int64_t>(sizes.begin()[d], 1)) strides[d] = step;
+  int32_t code = 0, device_type = 0, device_index = 0;
+  if (dtype)
+    code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(*dtype));
+  else
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &code));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides.data(), code,
+                                                         device_type, device_index, &handle));
+  return Tensor(handle);
+}
+
+// The type that statistics are kept in: float, or double for double.
+inline ScalarType accumulate_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Padding parse_padding(const std::string& name) {
+  if (name == "reflect") return Padding::kReflect;
+  if (name == "replicate") return Padding::kReplicate;
+  if (name == "zeros") return Padding::kZeros;
+  STD_TORCH_CHECK(name == "none", "padding_mode must be reflect, replicate, zeros or none, got ", name);
+  return Padding::kNone;
+}
+
+}  // namespace stylekern

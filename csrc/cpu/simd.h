@@ -1,0 +1,70 @@
+// What every instruction set shares: storage types, their scalar conversions, and the choice of the target.
+#pragma once
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace stylekern {
+
+// 16-bit storage; arithmetic happens in float.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The type that sums run in: float, or double for double.
+template <class T>
+struct AccumulateType {
+  using type = float;
+};
+template <>
+struct AccumulateType<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename AccumulateType<T>::type;
+
+inline float to_float(BFloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
+
+inline float to_float(Half x) {
+  const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16, exponent = (x.bits >> 10) & 31, mantissa = x.bits & 1023;
+  if (exponent == 0) return std::copysign(float(mantissa) * 0x1p-24f, std::bit_cast<float>(sign | 0x3f800000u));
+  return std::bit_cast<float>(sign | (exponent == 31 ? 255u : exponent + 112) << 23 | mantissa << 13);
+}
+
+// Round to nearest, ties to even; NaN stays NaN.
+inline BFloat16 to_bfloat16(float x) {
+  const uint32_t u = std::bit_cast<uint32_t>(x);
+  if (x != x) return {0x7fc0};
+  return {uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16)};
+}
+
+inline Half to_half(float x) {
+  const uint32_t u = std::bit_cast<uint32_t>(x), magnitude = u & 0x7fffffff, sign = (u >> 16) & 0x8000;
+  if (magnitude > 0x7f800000) return {uint16_t(sign | 0x7e00)};   // NaN
+  if (magnitude >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // rounds to 65536 or more: infinity
+  if (magnitude < 0x38800000) {
+    // Subnormal: an ulp of 0.5 is the smallest half, so the addition rounds.
+    const uint32_t rounded = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f);
+    return {uint16_t(sign | (rounded - 0x3f000000))};
+  }
+  return {uint16_t(sign | ((magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000) >> 13))};
+}
+
+enum class Target { kBaseline, kAvx2, kAvx512 };
+
+// The best target that this processor runs; STYLEKERN_CPU_TARGET=baseline|avx2|avx512 asks for a lower one.
+Target cpu_target();
+const char* cpu_target_name(Target target);
+
+}  // namespace stylekern

@@ -1,0 +1,181 @@
+// style_kernel_conv on the CPU: the torch side. The kernels are in style_kernel_conv.h and style_kernel_conv_backward.h.
+#include "../common/style_kernel_conv_torch.h"
+#include "dtypes.h"
+#include "rows.h"
+#include "style_kernel_conv_args.h"
+
+#define STYLEKERN_KERNELS "style_kernel_conv_target.h"
+#include "foreach_target.h"
+#include "parallel.h"
+
+namespace stylekern {
+namespace {
+
+// Bands of rows a sample and group is cut into: one, unless there are too few of those for the threads. A band is
+// never thinner than the taps reach, so that what bands compute twice stays below what they compute once.
+int64_t band_count(const StyleKernelConv& p) {
+  const int64_t units = p.n * p.groups, wanted = 4 * int64_t(torch::stable::get_num_threads());
+  if (units >= wanted) return 1;
+  const int64_t thinnest = std::max<int64_t>(2 * p.kv, 8);
+  return std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(p.h / thinnest, 1));
+}
+
+// About how many multiplications a value of the output costs: what decides whether threads are worth waking.
+int64_t cost_per_value(const StyleKernelConv& p) {
+  return p.composition == Composition::kOuter ? int64_t{p.kv} * p.kh : p.kv + p.kh;
+}
+
+// Calls work(n, g, row0, row1) for every band, on torch's threads, with an object per chunk that make() returns.
+template <class Make, class Work>
+void for_bands(const StyleKernelConv& p, int64_t bands, Make make, Work work) {
+  const int64_t values = p.channels_per_group() * p.h * p.w / bands * cost_per_value(p);
+  parallel_for(p.n * p.groups * bands, values, [&](int64_t begin, int64_t end) {
+    auto state = make();
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t unit = i / bands, band = i % bands;
+      work(state, unit / p.groups, unit % p.groups, p.h * band / bands, p.h * (band + 1) / bands);
+    }
+  });
+}
+
+// Calls f(kernels) with the kernels of this processor's target.
+template <class T, class F>
+void with_kernels(const StyleKernelConv& p, const F& f) {
+#define STYLEKERN_CALL(target) \
+  p.kv == 3 && p.kh == 3 ? f(target::StyleKernelConvKernels<T, 3>()) : f(target::StyleKernelConvKernels<T, 0>())
+  STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
+#undef STYLEKERN_CALL
+}
+
+template <class T>
+void forward(const StyleKernelConvArgs<T>& args) {
+  const StyleKernelConv& p = args.problem;
+  const int64_t bands = band_count(p), cpg = p.channels_per_group();
+  const auto statistics = [&](const auto& kernels, int64_t n, int64_t c) {
+    kernels.statistics(args.input + n * p.input.n + c * p.input.p, p.h, p.w, p.input.row, args.eps, args.correction,
+                       args.mean + n * p.c + c, args.rstd + n * p.c + c);
+  };
+  with_kernels<T>(p, [&](const auto& kernels) {
+    // A whole plane is convolved right after its statistics, while it is in cache.
+    if (args.mean && bands > 1)
+      parallel_for(p.n * p.c, p.h * p.w, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) statistics(kernels, i / p.c, i % p.c);
+      });
+    for_bands(
+        p, bands, [&] { return kernels.forward(args); },
+        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1) {
+          if (args.mean && bands == 1)
+            for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) statistics(kernels, n, c);
+          conv.run(n, g, row0, row1);
+        });
+  });
+}
+
+template <class T>
+void backward(const StyleKernelConvBackwardArgs<T>& args, const Tensor& input) {
+  using A = Acc<T>;
+  const StyleKernelConv& p = args.problem;
+  const int64_t bands = band_count(p), cpg = p.channels_per_group(), in_plane = p.in_h * p.in_w;
+  // The gradient of x is summed in place, or for 16-bit types in a buffer: a group's planes of this thread, or, where
+  // several bands fill a plane, all planes.
+  const bool in_place = std::is_same_v<T, A>;
+  std::optional<Tensor> buffer;
+  if (args.grad_input && !in_place && bands > 1)
+    buffer = empty_of(input, {p.n * p.c * in_plane}, accumulate_type(input));
+  const auto finish = [&](const auto& kernels, int64_t n, int64_t c, const A* grad_x) {
+    const int64_t nc = n * p.c + c;
+    T* const out = args.grad_input + nc * in_plane;
+    if (args.mean)
+      kernels.normalize_backward(grad_x, args.input + n * p.input.n + c * p.input.p, p.h, p.w, p.input.row,
+                                 args.mean[nc], args.rstd[nc], args.correction, out);
+    else if (!in_place)
+      kernels.convert(grad_x, in_plane, out);
+  };
+  with_kernels<T>(p, [&](const auto& kernels) {
+    const auto planes = [&](int64_t n, int64_t g) -> A* {  // of the whole tensor
+      const int64_t first = (n * p.c + g * cpg) * in_plane;
+      if constexpr (std::is_same_v<T, A>) return args.grad_input + first;
+      return static_cast<A*>(buffer->mutable_data_ptr()) + first;
+    };
+    for_bands(
+        p, bands, [&] { return std::pair{kernels.backward(args), std::vector<A>()}; },
+        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1) {
+          auto& [conv, own_planes] = state;
+          A* grad_x = nullptr;
+          if (args.grad_input && (in_place || buffer)) grad_x = planes(n, g);
+          if (args.grad_input && !in_place && !buffer) {
+            own_planes.resize(size_t(cpg * in_plane));
+            grad_x = own_planes.data();
+          }
+          conv.run(n, g, row0, row1, grad_x);
+          if (grad_x && bands == 1)
+            for (int64_t k = 0; k < cpg; ++k) finish(kernels, n, g * cpg + k, grad_x + k * in_plane);
+        });
+    if (args.grad_input && bands > 1)
+      parallel_for(p.n * p.c, in_plane, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          finish(kernels, i / p.c, i % p.c, planes(i / p.c, 0) + i % p.c * in_plane);
+      });
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertical, Tensor horizontal,
+                                                     std::optional<Tensor> bias, std::string padding_mode,
+                                                     std::string composition, bool normalize, double eps,
+                                                     int64_t correction) {
+  input = with_dense_rows(input), vertical = with_dense_rows(vertical), horizontal = with_dense_rows(horizontal);
+  StyleKernelConv p = make_problem(input, vertical, horizontal, padding_mode, composition, normalize);
+  if (bias) {
+    bias = with_dense_rows(*bias);
+    set_bias(p, input, *bias);
+  }
+  Tensor output = empty_of(input, {p.n, p.c, p.h, p.w});
+  auto [mean, rstd] = empty_statistics(p, input, normalize);
+  if (p.n * p.c * p.h * p.w == 0) return {output, mean, rstd};
+  with_dtype(input, [&](auto type) {
+    using T = decltype(type);
+    StyleKernelConvArgs<T> args{p, data<T>(input), data<T>(vertical), data<T>(horizontal)};
+    args.bias = bias ? data<T>(*bias) : nullptr;
+    args.output = mutable_data<T>(output);
+    args.mean = normalize ? mutable_data<Acc<T>>(mean) : nullptr;
+    args.rstd = normalize ? mutable_data<Acc<T>>(rstd) : nullptr;
+    args.eps = eps, args.correction = correction;
+    forward(args);
+  });
+  return {output, mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> style_kernel_conv_backward(Tensor grad, Tensor input, Tensor vertical,
+                                                              Tensor horizontal, Tensor mean, Tensor rstd,
+                                                              std::string padding_mode, std::string composition,
+                                                              bool normalize, int64_t correction, bool need_input,
+                                                              bool need_vertical, bool need_horizontal) {
+  grad = with_dense_rows(grad), input = with_dense_rows(input);
+  vertical = with_dense_rows(vertical), horizontal = with_dense_rows(horizontal);
+  StyleKernelConv p = make_problem(input, vertical, horizontal, padding_mode, composition, normalize);
+  set_grad(p, input, grad);
+  if (normalize) check_statistics(p, input, mean, rstd);
+  auto [grad_input, grad_vertical, grad_horizontal] =
+      empty_gradients(p, input, need_input, need_vertical, need_horizontal);
+  if (p.n * p.c * p.h * p.w == 0) return {grad_input, grad_vertical, grad_horizontal};
+  with_dtype(input, [&](auto type) {
+    using T = decltype(type);
+    StyleKernelConvBackwardArgs<T> args{p, data<T>(grad), data<T>(input), data<T>(vertical), data<T>(horizontal)};
+    args.mean = normalize ? data<Acc<T>>(mean) : nullptr;
+    args.rstd = normalize ? data<Acc<T>>(rstd) : nullptr;
+    args.grad_input = need_input ? mutable_data<T>(grad_input) : nullptr;
+    args.grad_vertical = need_vertical ? mutable_data<T>(grad_vertical) : nullptr;
+    args.grad_horizontal = need_horizontal ? mutable_data<T>(grad_horizontal) : nullptr;
+    args.correction = correction;
+    backward(args, input);
+  });
+  return {grad_input, grad_vertical, grad_horizontal};
+}
+
+}  // namespace
+}  // namespace stylekern
+
+STABLE_TORCH_LIBRARY_IMPL(stylekern, CPU, m) {
+  m.impl("style_kernel_conv", TORCH_BOX(&stylekern::style_kernel_conv));
+  m.impl("style_kernel_conv_backward", TORCH_BOX(&stylekern::style_kernel_conv_backward));
+}

@@ -1,0 +1,154 @@
+// style_kernel_conv on the CPU, forward: the kernels of one target, included by foreach_target.h.
+//
+// A unit of work is a band of rows of one sample and filter group. Within it, tiles of about kTileValues values stay in
+// the first-level cache between the two passes, so that input, filters, bias and output each cross memory once:
+// 9 values a value of x with 3 + 3 taps, a filter a channel, and a bias. Each row's result does not depend on how rows
+// are cut into bands and tiles, so any number of threads gives the same bits.
+namespace stylekern::STYLEKERN_TARGET {
+
+// Rows of x in the accumulation type, extended by the border rule above and below (and, for `outer`, left and right).
+// Rows that memory already holds in that form are read where they lie.
+template <class T>
+class InputTile {
+ public:
+  using A = Acc<T>;
+
+  explicit InputTile(const StyleKernelConv& p)
+      : p_(p),
+        halo_(p.composition == Composition::kOuter ? p.rh() : 0),
+        width_(p.w + 2 * halo_),
+        stride_(width_ + kLanes<A>),
+        zeros_(p.padding == Padding::kZeros ? stride_ : 0) {}
+
+  // Loads rows [i0 - rv, i1 + rv) of a channel's plane; row(i) + a is then the row that tap a of output row i reads.
+  void fill(const T* plane, int64_t i0, int64_t i1, A mean, A rstd, bool normalize) {
+    const int rv = p_.rv();
+    first_ = i0 - rv;
+    rows_.resize(size_t(i1 - i0 + 2 * rv));
+    const bool in_place = std::is_same_v<T, A> && !normalize && (halo_ == 0 || p_.padding == Padding::kNone);
+    if (!in_place) values_.resize(rows_.size() * size_t(stride_));
+    for (int64_t q = i0 - rv; q < i1 + rv; ++q) {
+      const int64_t source = p_.padding == Padding::kNone ? q + rv : border_index(q, p_.h, p_.padding);
+      const T* x = plane + source * p_.input.row;
+      const A*& row = rows_[size_t(q - first_)];
+      if (source < 0) {
+        row = zeros_.data();
+      } else if constexpr (std::is_same_v<T, A>) {
+        row = in_place ? x : copy_row(x, q, mean, rstd, normalize);
+      } else {
+        row = copy_row(x, q, mean, rstd, normalize);
+      }
+    }
+  }
+
+  const A* const* row(int64_t i) const { return rows_.data() + (i - p_.rv() - first_); }
+
+ private:
+  const A* copy_row(const T* x, int64_t q, A mean, A rstd, bool normalize) {
+    A* const row = values_.data() + (q - first_) * stride_;
+    A* const inside = row + (p_.padding == Padding::kNone ? 0 : halo_);
+    if (normalize) {
+      for_vectors<A>(p_.in_w, [&](int64_t j, auto count) { store(inside + j, (load(x + j, count) - mean) * rstd); });
+    } else {
+      for_vectors<A>(p_.in_w, [&](int64_t j, auto count) { store(inside + j, load(x + j, count)); });
+    }
+    if (p_.padding != Padding::kNone) extend_row(inside, p_.w, halo_, p_.padding);
+    return row;
+  }
+
+  StyleKernelConv p_;
+  int64_t halo_, width_, stride_, first_ = 0;
+  std::vector<A> values_, zeros_;
+  std::vector<const A*> rows_;
+};
+
+template <class T, int K>
+class StyleKernelConvForward {
+ public:
+  using A = Acc<T>;
+
+  explicit StyleKernelConvForward(const StyleKernelConvArgs<T>& args)
+      : args_(args), p_(args.problem), x_(p_), t_stride_(p_.w + 2 * p_.rh() + kLanes<A>) {}
+
+  void run(int64_t n, int64_t g, int64_t row0, int64_t row1) {
+    const int64_t cpg = p_.channels_per_group(), tile = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), 1);
+    const int64_t rows = std::max<int64_t>(tile, 2 * p_.rv());  // rows of x are read again above and below a tile
+    for (int64_t i0 = row0; i0 < row1; i0 += rows) {
+      const int64_t i1 = std::min(i0 + rows, row1);
+      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) {
+        const bool normalize = args_.mean != nullptr;
+        const int64_t nc = n * p_.c + c;
+        x_.fill(args_.input + n * p_.input.n + c * p_.input.p, i0, i1, normalize ? args_.mean[nc] : A(0),
+                normalize ? args_.rstd[nc] : A(1), normalize);
+        const T* bias = nullptr;
+        if (p_.bias_groups) bias = args_.bias + n * p_.bias.n + (p_.bias_groups == p_.c ? c : g) * p_.bias.p;
+        const T* v = args_.vertical + n * p_.vertical.n + g * p_.vertical.p;
+        const T* u = args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p;
+        T* y = args_.output + nc * p_.h * p_.w;
+        if (p_.composition == Composition::kSequential) {
+          vertical_rows(v, x_, i0, i1);
+          for (int64_t i = i0; i < i1; ++i)
+            horizontal_row(u + i * p_.horizontal.row, t_row(i - i0), bias ? bias + i * p_.bias.row : nullptr,
+                           y + i * p_.w);
+        } else {
+          for (int64_t i = i0; i < i1; ++i)
+            outer_row(v + i * p_.vertical.row, u + i * p_.horizontal.row, x_.row(i),
+                      bias ? bias + i * p_.bias.row : nullptr, y + i * p_.w);
+        }
+      }
+    }
+  }
+
+  // Rows [i0, i1) of t; t_row(i - i0) is the first value of such a row, extended on both sides.
+  void vertical_rows(const T* v, const InputTile<T>& x, int64_t i0, int64_t i1) {
+    t_.resize(std::max(t_.size(), size_t((i1 - i0) * t_stride_)));
+    for (int64_t i = i0; i < i1; ++i) vertical_row(v + i * p_.vertical.row, x.row(i), t_row(i - i0));
+  }
+  A* t_row(int64_t i) { return t_.data() + i * t_stride_ + p_.rh(); }
+
+ private:
+  int kv() const { return K ? K : p_.kv; }
+  int kh() const { return K ? K : p_.kh; }
+
+  // t[j] = sum_a vertical[a,j] * x[a,j], then extended by the border rule
+  void vertical_row(const T* v, const A* const* x, A* t) {
+    for_vectors<A>(p_.w, [&](int64_t j, auto count) {
+      Vec<A> sum = load(v + j, count) * load(x[0] + j, count);
+      for (int a = 1; a < kv(); ++a) sum += load(v + a * p_.vertical.tap + j, count) * load(x[a] + j, count);
+      store(t + j, sum);
+    });
+    extend_row(t, p_.w, p_.rh(), p_.padding);
+  }
+
+  // y[j] = sum_b horizontal[b,j] * t[j+b-rh] + bias[j]
+  void horizontal_row(const T* u, const A* t, const T* bias, T* y) {
+    t -= p_.rh();
+    for_vectors<A>(p_.w, [&](int64_t j, auto count) {
+      Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
+      for (int b = 0; b < kh(); ++b) sum += load(u + b * p_.horizontal.tap + j, count) * load(t + j + b);
+      store(y + j, sum, count);
+    });
+  }
+
+  // y[j] = sum_a vertical[a,j] * sum_b horizontal[b,j] * x[a,j+b] + bias[j]
+  void outer_row(const T* v, const T* u, const A* const* x, const T* bias, T* y) {
+    for_vectors<A>(p_.w, [&](int64_t j, auto count) {
+      Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
+      for (int a = 0; a < kv(); ++a) {
+        Vec<A> inner = load(u + j, count) * load(x[a] + j, count);
+        for (int b = 1; b < kh(); ++b)
+          inner += load(u + b * p_.horizontal.tap + j, count) * load(x[a] + j + b, count);
+        sum += load(v + a * p_.vertical.tap + j, count) * inner;
+      }
+      store(y + j, sum, count);
+    });
+  }
+
+  StyleKernelConvArgs<T> args_;
+  StyleKernelConv p_;
+  InputTile<T> x_;
+  int64_t t_stride_;
+  std::vector<A> t_;
+};
+
+}  // namespace stylekern::STYLEKERN_TARGET

@@ -1,0 +1,233 @@
+// style_kernel_conv on the CPU, backward: the kernels of one target, included by foreach_target.h.
+//
+// A unit of work is again a band of rows of one sample and filter group. It owns those rows of every gradient and
+// recomputes t, the normalised x, and (for the rv rows on each side that reach into the band) grad_t. Sums run over taps
+// and channels in one fixed order, whatever the bands.
+namespace stylekern::STYLEKERN_TARGET {
+
+template <class T, int K>
+class StyleKernelConvBackward {
+ public:
+  using A = Acc<T>;
+
+  explicit StyleKernelConvBackward(const StyleKernelConvBackwardArgs<T>& args)
+      : args_(args),
+        p_(args.problem),
+        x_(p_),
+        forward_({p_, args.input, args.vertical, args.horizontal}),
+        padded_(p_.w + 2 * p_.rh() + kLanes<A>),
+        offset_(p_.padding == Padding::kNone ? p_.rv() : 0) {}
+
+  // Rows [row0, row1) of grad_vertical and grad_horizontal, and of the gradient of the (normalised) x, whose dense
+  // planes, one a channel of the group, start at grad_x.
+  void run(int64_t n, int64_t g, int64_t row0, int64_t row1, A* grad_x) {
+    n_ = n, g_ = g, row0_ = row0, row1_ = row1, grad_x_ = grad_x;
+    own0_ = row0 == 0 ? -offset_ : row0;
+    own1_ = row1 == p_.h ? p_.h + offset_ : row1;
+    v_ = args_.vertical + n * p_.vertical.n + g * p_.vertical.p;
+    u_ = args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p;
+    const int halo = grad_x ? p_.rv() : 0;
+    const int64_t first = std::max<int64_t>(row0 - halo, 0), last = std::min(row1 + halo, p_.h);
+    const int64_t rows = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), std::max(1, 2 * p_.rv()));
+    const bool sums = !std::is_same_v<T, A> && p_.channels_per_group() > 1;
+    if (sums) filter_sums_.resize(size_t((p_.kv + p_.kh) * rows * p_.w));
+    for (int64_t i0 = first; i0 < last; i0 += rows) {
+      const int64_t i1 = std::min(i0 + rows, last);
+      if (sums) {
+        A* const v = filter_sums_.data();
+        A* const u = v + p_.kv * rows * p_.w;
+        run_tile(i0, i1, i0 == first, v, u, rows * p_.w, i0);
+        convert_filter_rows(v, rows, i0, i1, p_.kv, args_.grad_vertical);
+        convert_filter_rows(u, rows, i0, i1, p_.kh, args_.grad_horizontal);
+      } else {
+        const int64_t plane = (n * p_.groups + g) * p_.h * p_.w;
+        run_tile(i0, i1, i0 == first, args_.grad_vertical ? args_.grad_vertical + plane * p_.kv : nullptr,
+                 args_.grad_horizontal ? args_.grad_horizontal + plane * p_.kh : nullptr, p_.h * p_.w, 0);
+      }
+    }
+  }
+
+ private:
+  int kv() const { return K ? K : p_.kv; }
+  int kh() const { return K ? K : p_.kh; }
+  A* padded_row(std::vector<A>& rows, int64_t i) const { return rows.data() + i * padded_; }
+  const T* v_row(int64_t i) const { return v_ + i * p_.vertical.row; }
+  const T* u_row(int64_t i) const { return u_ + i * p_.horizontal.row; }
+
+  // Sums of filter gradients lie at grad_v + a * tap_stride + (i - origin) * w: in memory, or in a tile of this thread.
+  template <class D>
+  void run_tile(int64_t i0, int64_t i1, bool first_tile, D* grad_v, D* grad_u, int64_t tap_stride, int64_t origin) {
+    const bool sequential = p_.composition == Composition::kSequential;
+    const bool need_v = args_.grad_vertical, need_u = args_.grad_horizontal;
+    const int64_t cpg = p_.channels_per_group(), in_plane = p_.in_h * p_.in_w;
+    for (int64_t k = 0; k < cpg; ++k) {
+      const int64_t c = g_ * cpg + k, nc = n_ * p_.c + c;
+      const bool normalize = args_.mean != nullptr, first_channel = k == 0;
+      if (need_v || need_u)
+        x_.fill(args_.input + n_ * p_.input.n + c * p_.input.p, i0, i1, normalize ? args_.mean[nc] : A(0),
+                normalize ? args_.rstd[nc] : A(1), normalize);
+      const T* grad = args_.grad + n_ * p_.grad.n + c * p_.grad.p;
+      A* const grad_x = grad_x_ ? grad_x_ + k * in_plane : nullptr;
+      if (grad_x) {
+        const int64_t fresh = first_tile ? own0_ : std::max(i0 + p_.rv(), own0_);
+        const int64_t end = i1 + p_.rv() >= own1_ ? own1_ : i1 + p_.rv();
+        if (fresh < end) std::fill_n(grad_x + (fresh + offset_) * p_.in_w, (end - fresh) * p_.in_w, A(0));
+      }
+      const auto each_own_row = [&](auto f) {
+        for (int64_t i = std::max(i0, row0_); i < std::min(i1, row1_); ++i) f(i, (i - origin) * p_.w);
+      };
+      if (sequential) {
+        if (need_u) {
+          forward_.vertical_rows(v_, x_, i0, i1);
+          each_own_row([&](int64_t i, int64_t at) {
+            horizontal_filter_row(grad + i * p_.grad.row, forward_.t_row(i - i0), grad_u + at, tap_stride,
+                                  first_channel);
+          });
+        }
+        if (!need_v && !grad_x) continue;
+        grad_t_.resize(size_t((i1 - i0) * padded_));
+        for (int64_t i = i0; i < i1; ++i)
+          grad_t_row(grad + i * p_.grad.row, u_row(i), padded_row(grad_t_, i - i0));
+        if (need_v)
+          each_own_row([&](int64_t i, int64_t at) {
+            vertical_filter_row(padded_row(grad_t_, i - i0) + p_.rh(), x_.row(i), grad_v + at, tap_stride,
+                                first_channel);
+          });
+        if (grad_x)
+          for (int64_t i = i0; i < i1; ++i) input_rows(i, padded_row(grad_t_, i - i0) + p_.rh(), grad_x);
+      } else {
+        if (need_v || need_u)
+          each_own_row([&](int64_t i, int64_t at) {
+            outer_filter_rows(grad + i * p_.grad.row, i, need_v ? grad_v + at : nullptr,
+                              need_u ? grad_u + at : nullptr, tap_stride, first_channel);
+          });
+        if (grad_x)
+          for (int64_t i = i0; i < i1; ++i) outer_input_rows(grad + i * p_.grad.row, i, grad_x);
+      }
+    }
+  }
+
+  // The row of grad_x that tap a of output row i reads, or null where it reads a zero or another band's row.
+  A* target_row(A* grad_x, int64_t i, int a) const {
+    const int64_t q = i + a - p_.rv();
+    const int64_t row = p_.padding == Padding::kNone ? q : border_index(q, p_.h, p_.padding);
+    const bool readable = p_.padding == Padding::kNone || row >= 0;
+    return readable && row >= own0_ && row < own1_ ? grad_x + (row + offset_) * p_.in_w : nullptr;
+  }
+
+  template <class D, class N>
+  static void add(D* sum, Vec<A> v, N count, bool first) {
+    store(sum, first ? v : v + load(sum, count), count);
+  }
+
+  // grad_horizontal[b,j] = sum over channels of g[j] * t[j+b-rh]
+  template <class D>
+  void horizontal_filter_row(const T* g, const A* t, D* grad_u, int64_t tap_stride, bool first) {
+    t -= p_.rh();
+    for_vectors<A>(p_.w, [&](int64_t j, auto count) {
+      const Vec<A> gj = load(g + j, count);
+      for (int b = 0; b < kh(); ++b) add(grad_u + b * tap_stride + j, gj * load(t + j + b), count, first);
+    });
+  }
+
+  // grad_t[q] = sum over j, b with pad(j+b-rh) = q of horizontal[b,j] * g[j]: gathered before the border rule, then folded
+  void grad_t_row(const T* g, const T* u, A* grad_t) {
+    for_vectors<A>(p_.w + 2 * p_.rh(), [&](int64_t q, auto) {
+      Vec<A> sum{};
+      for (int b = 0; b < kh(); ++b)
+        sum += load_window(u + b * p_.horizontal.tap, q - b, p_.w) * load_window(g, q - b, p_.w);
+      store(grad_t + q, sum);
+    });
+    fold_row(grad_t + p_.rh(), p_.w, p_.rh(), p_.padding);
+  }
+
+  // grad_vertical[a,j] = sum over channels of grad_t[j] * x[a,j]
+  template <class D>
+  void vertical_filter_row(const A* grad_t, const A* const* x, D* grad_v, int64_t tap_stride, bool first) {
+    for_vectors<A>(p_.w, [&](int64_t j, auto count) {
+      const Vec<A> gt = load(grad_t + j);
+      for (int a = 0; a < kv(); ++a) add(grad_v + a * tap_stride + j, gt * load(x[a] + j, count), count, first);
+    });
+  }
+
+  // grad_x[pad(i+a-rv), j] += vertical[a,i,j] * grad_t[i,j]
+  void input_rows(int64_t i, const A* grad_t, A* grad_x) {
+    for (int a = 0; a < kv(); ++a) {
+      A* const row = target_row(grad_x, i, a);
+      if (!row) continue;
+      const T* v = v_row(i) + a * p_.vertical.tap;
+      for_vectors<A>(p_.w, [&](int64_t j, auto count) {
+        store(row + j, load(row + j, count) + load(v + j, count) * load(grad_t + j), count);
+      });
+    }
+  }
+
+  // grad_vertical[a,j]   = sum over channels of g[j] * sum_b horizontal[b,j] * x[a,j+b]
+  // grad_horizontal[b,j] = sum over channels of g[j] * sum_a vertical[a,j] * x[a,j+b]
+  template <class D>
+  void outer_filter_rows(const T* g, int64_t i, D* grad_v, D* grad_u, int64_t tap_stride, bool first) {
+    const A* const* x = x_.row(i);
+    const T *v = v_row(i), *u = u_row(i);
+    for_vectors<A>(p_.w, [&](int64_t j, auto count) {
+      const Vec<A> gj = load(g + j, count);
+      for (int a = 0; grad_v && a < kv(); ++a) {
+        Vec<A> sum{};
+        for (int b = 0; b < kh(); ++b) sum += load(u + b * p_.horizontal.tap + j, count) * load(x[a] + j + b, count);
+        add(grad_v + a * tap_stride + j, gj * sum, count, first);
+      }
+      for (int b = 0; grad_u && b < kh(); ++b) {
+        Vec<A> sum{};
+        for (int a = 0; a < kv(); ++a) sum += load(v + a * p_.vertical.tap + j, count) * load(x[a] + j + b, count);
+        add(grad_u + b * tap_stride + j, gj * sum, count, first);
+      }
+    });
+  }
+
+  // grad_x[pad(i+a-rv), q] += sum over j, b with pad(j+b-rh) = q of g[i,j] * vertical[a,i,j] * horizontal[b,i,j]
+  void outer_input_rows(const T* g, int64_t i, A* grad_x) {
+    const int rh = p_.rh();
+    spread_.resize(size_t(padded_));
+    for (int a = 0; a < kv(); ++a) {
+      A* const row = target_row(grad_x, i, a);
+      if (!row) continue;
+      const T *v = v_row(i) + a * p_.vertical.tap, *u = u_row(i);
+      for_vectors<A>(p_.w + 2 * rh, [&](int64_t q, auto) {
+        Vec<A> sum{};
+        for (int b = 0; b < kh(); ++b)
+          sum += load_window(g, q - b, p_.w) * load_window(v, q - b, p_.w) *
+                 load_window(u + b * p_.horizontal.tap, q - b, p_.w);
+        store(spread_.data() + q, sum);
+      });
+      const A* spread = spread_.data();
+      if (p_.padding != Padding::kNone) {
+        fold_row(spread_.data() + rh, p_.w, rh, p_.padding);
+        spread += rh;
+      }
+      for_vectors<A>(p_.in_w, [&](int64_t j, auto count) {
+        store(row + j, load(row + j, count) + load(spread + j, count), count);
+      });
+    }
+  }
+
+  void convert_filter_rows(const A* sums, int64_t rows, int64_t i0, int64_t i1, int taps, T* out) const {
+    if (!out) return;
+    out += (n_ * p_.groups + g_) * taps * p_.h * p_.w;
+    for (int a = 0; a < taps; ++a)
+      for (int64_t i = std::max(i0, row0_); i < std::min(i1, row1_); ++i)
+        for_vectors<A>(p_.w, [&](int64_t j, auto count) {
+          store(out + (a * p_.h + i) * p_.w + j, load(sums + (a * rows + i - i0) * p_.w + j, count), count);
+        });
+  }
+
+  StyleKernelConvBackwardArgs<T> args_;
+  StyleKernelConv p_;
+  InputTile<T> x_;
+  StyleKernelConvForward<T, K> forward_;
+  int64_t padded_, offset_;
+  int64_t n_ = 0, g_ = 0, row0_ = 0, row1_ = 0, own0_ = 0, own1_ = 0;
+  const T *v_ = nullptr, *u_ = nullptr;
+  A* grad_x_ = nullptr;
+  std::vector<A> grad_t_, spread_, filter_sums_;
+};
+
+}  // namespace stylekern::STYLEKERN_TARGET

@@ -1,0 +1,166 @@
+// What the CUDA kernels share: accumulation types, 16-byte access, the tile a block works on, reductions over a block.
+//
+// The host tests compile these files with g++: whatever needs nvcc is behind STYLEKERN_LAUNCH and STYLEKERN_SHARED,
+// and shared memory is always dynamic, so that the tests can poison it and find its end.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "../common/border.h"
+
+#ifdef __CUDACC__
+#define STYLEKERN_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+// Dynamic shared memory of the block, as an array of `type`.
+#define STYLEKERN_SHARED(type, name)                             \
+  extern __shared__ __align__(16) unsigned char name##_bytes[]; \
+  type* const name = reinterpret_cast<type*>(name##_bytes)
+#endif
+#define STYLEKERN_DEVICE __device__ __forceinline__
+
+namespace stylekern::cuda {
+
+template <class T>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename Accumulate<T>::type;
+
+STYLEKERN_DEVICE float to_acc(float x) { return x; }
+STYLEKERN_DEVICE double to_acc(double x) { return x; }
+STYLEKERN_DEVICE float to_acc(__half x) { return __half2float(x); }
+STYLEKERN_DEVICE float to_acc(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+STYLEKERN_DEVICE void from_acc(float x, float& y) { y = x; }
+STYLEKERN_DEVICE void from_acc(double x, double& y) { y = x; }
+STYLEKERN_DEVICE void from_acc(float x, __half& y) { y = __float2half_rn(x); }
+STYLEKERN_DEVICE void from_acc(float x, __nv_bfloat16& y) { y = __float2bfloat16_rn(x); }
+
+// V neighbouring values. Aligned to their size, so that they move in one access of up to 16 bytes.
+template <class T, int V>
+struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Vec {
+  T value[V];
+  STYLEKERN_DEVICE T& operator[](int e) { return value[e]; }
+  STYLEKERN_DEVICE const T& operator[](int e) const { return value[e]; }
+};
+
+// Values of T in 16 bytes.
+template <class T>
+inline constexpr int kWide = 16 / sizeof(T);
+
+template <int V, class T>
+STYLEKERN_DEVICE Vec<T, V> load(const T* p) {
+  return *reinterpret_cast<const Vec<T, V>*>(p);
+}
+
+template <class T, int V>
+STYLEKERN_DEVICE void store(T* p, const Vec<T, V>& x) {
+  *reinterpret_cast<Vec<T, V>*>(p) = x;
+}
+
+template <class A, int V>
+STYLEKERN_DEVICE Vec<A, V> zeros() {
+  Vec<A, V> x;
+#pragma unroll
+  for (int e = 0; e < V; ++e) x[e] = A(0);
+  return x;
+}
+
+template <class T, int V>
+STYLEKERN_DEVICE Vec<Acc<T>, V> to_acc(const Vec<T, V>& x) {
+  Vec<Acc<T>, V> y;
+#pragma unroll
+  for (int e = 0; e < V; ++e) y[e] = to_acc(x[e]);
+  return y;
+}
+
+// Rounds to T and stores.
+template <class T, class A, int V>
+STYLEKERN_DEVICE void store_as(T* p, const Vec<A, V>& x) {
+  Vec<T, V> y;
+#pragma unroll
+  for (int e = 0; e < V; ++e) from_acc(x[e], y[e]);
+  store(p, y);
+}
+
+// y += a * x, value by value.
+template <class A, int V>
+STYLEKERN_DEVICE void add_product(Vec<A, V>& y, const Vec<A, V>& a, const Vec<A, V>& x) {
+#pragma unroll
+  for (int e = 0; e < V; ++e) y[e] += a[e] * x[e];
+}
+
+// How the blocks cut [planes, h, w]: a block is threads_y rows of threads_x vectors, one vector a thread. Next to
+// another block, `halo_y` rows and `halo_x` vectors on each side belong to the neighbour: their threads stage what
+// the block's own threads read, and write nothing.
+struct Tiling {
+  int threads_x, threads_y, halo_x, halo_y;
+  int64_t planes, tiles_y, tiles_x;
+
+  STYLEKERN_HD int64_t tiles() const { return planes * tiles_y * tiles_x; }
+  // One dimension, because gridDim.y and z end at 65535; kernels stride over what lies beyond 2^31 - 1.
+  STYLEKERN_HD unsigned blocks() const { return unsigned(tiles() < 2147483647 ? tiles() : 2147483647); }
+  STYLEKERN_HD int threads() const { return threads_x * threads_y; }
+};
+
+// Tiles of at most max_x by max_threads / max_x threads; a plane that fits into one needs no halo.
+inline Tiling make_tiling(int64_t planes, int64_t h, int64_t w, int v, int max_x, int max_threads, int halo_rows,
+                          int halo_columns) {
+  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  Tiling t{};
+  t.planes = planes;
+  const int64_t vectors = ceil_div(w, v);
+  t.halo_x = vectors <= max_x ? 0 : int(ceil_div(halo_columns, v));
+  t.threads_x = int(vectors <= max_x ? (vectors > 0 ? vectors : 1) : max_x);
+  const int max_y = max_threads / t.threads_x;
+  t.halo_y = h <= max_y ? 0 : halo_rows;
+  t.threads_y = int(h <= max_y ? (h > 0 ? h : 1) : max_y);
+  t.tiles_x = ceil_div(vectors, t.threads_x - 2 * t.halo_x);
+  t.tiles_y = ceil_div(h, t.threads_y - 2 * t.halo_y);
+  return t;
+}
+
+// Where a thread works: its plane, its row and the first of its V columns.
+struct Place {
+  int64_t plane, i, j;
+  bool inside;  // of the plane
+  bool owns;    // inside, and not of the halo
+};
+
+template <int V>
+STYLEKERN_DEVICE Place place(const Tiling& t, int64_t tile, int64_t h, int64_t w) {
+  const int x = threadIdx.x, y = threadIdx.y;
+  const int64_t tile_x = tile % t.tiles_x, rest = tile / t.tiles_x;
+  Place p;
+  p.plane = rest / t.tiles_y;
+  p.i = (rest % t.tiles_y) * (t.threads_y - 2 * t.halo_y) - t.halo_y + y;
+  p.j = (tile_x * (t.threads_x - 2 * t.halo_x) - t.halo_x + x) * V;
+  p.inside = p.i >= 0 && p.i < h && p.j >= 0 && p.j < w;
+  p.owns = p.inside && x >= t.halo_x && x < t.threads_x - t.halo_x && y >= t.halo_y && y < t.threads_y - t.halo_y;
+  return p;
+}
+
+// Combines one value of each thread, always in the same order. The number of threads is a power of two; `shared`
+// holds one value a thread. Every thread gets the result.
+template <class S, class Combine>
+STYLEKERN_DEVICE S reduce_block(S value, S* shared, Combine combine) {
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  shared[thread] = value;
+  __syncthreads();
+  for (int half = blockDim.x * blockDim.y / 2; half > 0; half /= 2) {
+    if (thread < half) shared[thread] = combine(shared[thread], shared[thread + half]);
+    __syncthreads();
+  }
+  const S result = shared[0];
+  __syncthreads();  // `shared` may be written again
+  return result;
+}
+
+}  // namespace stylekern::cuda

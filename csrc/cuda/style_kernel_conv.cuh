@@ -1,0 +1,314 @@
+// style_kernel_conv forward on CUDA; csrc/common/style_kernel_conv.h has the formulas.
+//
+//   style_kernel_conv_stats_kernel      mean and rstd of each plane. A block a plane, Welford's update a vector at a
+//                                       time: x is read once, and nothing cancels as in E[x^2] - E[x]^2.
+//   style_kernel_conv_fwd_kernel        sequential. A thread owns V columns of one row: it computes t there, puts it
+//                                       into shared memory for its neighbours, then reads their t. So each filter tap
+//                                       is read once, 16 bytes at a time. The taps of the second step are requested
+//                                       before the first one starts.
+//   style_kernel_conv_outer_fwd_kernel  outer. The same mapping without shared memory: a window of x slides along the
+//                                       row, through the first-level cache.
+//
+// V is 16 bytes of values, or 1 where a row does not start on 16 bytes. K is the number of taps at compile time, or 0.
+//
+// Fewest bytes, values a value of x: x, kv + kh taps and the bias once a filter group, y: 9 at k = 3, one filter a
+// channel. The vertical taps read x rows that neighbouring threads read too: these come from the caches.
+#pragma once
+#include <cmath>
+
+#include "../common/style_kernel_conv.h"
+#include "common.cuh"
+
+namespace stylekern::cuda {
+
+// One plane of the input, read as (x - mean) * rstd. Row or column -1 is the zero border.
+template <class T>
+struct Plane {
+  using A = Acc<T>;
+  const T* x;
+  int64_t stride;
+  A mean, rstd;
+
+  STYLEKERN_DEVICE A normalized(T value) const { return (to_acc(value) - mean) * rstd; }
+  STYLEKERN_DEVICE A at(int64_t i, int64_t j) const { return i < 0 || j < 0 ? A(0) : normalized(x[i * stride + j]); }
+  template <int V>
+  STYLEKERN_DEVICE Vec<A, V> row(int64_t i, int64_t j) const {
+    if (i < 0) return zeros<A, V>();
+    const Vec<T, V> raw = load<V>(x + i * stride + j);
+    Vec<A, V> y;
+#pragma unroll
+    for (int e = 0; e < V; ++e) y[e] = normalized(raw[e]);
+    return y;
+  }
+};
+
+template <class T>
+STYLEKERN_DEVICE Plane<T> input_plane(const StyleKernelConv& p, const T* input, const Acc<T>* mean, const Acc<T>* rstd,
+                                      int64_t n, int64_t c) {
+  const int64_t plane = n * p.c + c;
+  return {input + n * p.input.n + c * p.input.p, p.input.row, mean ? mean[plane] : Acc<T>(0),
+          rstd ? rstd[plane] : Acc<T>(1)};
+}
+
+// First tap of a filter at row i, column j.
+template <class T>
+STYLEKERN_DEVICE const T* filter_at(const T* filter, const PlaneStrides& s, int64_t n, int64_t g, int64_t i,
+                                    int64_t j) {
+  return filter + n * s.n + g * s.p + i * s.row + j;
+}
+
+// y[e] += sum_b tap(b)[e] * sample(j + e + b - r) for the V columns from j on; `own` has the samples of these columns.
+// With K taps the window is in registers and only its two ends are sampled; else it slides, a sample a tap.
+template <int K, class A, int V, class Tap, class Sample>
+STYLEKERN_DEVICE void correlate(Vec<A, V>& y, int taps, int64_t j, const Vec<A, V>& own, Tap tap, Sample sample) {
+  if constexpr (K > 0) {
+    constexpr int r = K / 2;
+    A window[V + 2 * r];
+#pragma unroll
+    for (int e = 0; e < V + 2 * r; ++e) window[e] = e >= r && e < V + r ? own[e - r] : sample(j + e - r);
+#pragma unroll
+    for (int b = 0; b < K; ++b) {
+      const Vec<A, V> h = tap(b);
+#pragma unroll
+      for (int e = 0; e < V; ++e) y[e] += h[e] * window[b + e];
+    }
+  } else {
+    const int r = taps / 2;
+    Vec<A, V> window;  // samples of the columns from j + b - r on
+#pragma unroll
+    for (int e = 1; e < V; ++e) window[e] = sample(j + e - 1 - r);
+#pragma unroll 4
+    for (int b = 0; b < taps; ++b) {
+#pragma unroll
+      for (int e = 0; e + 1 < V; ++e) window[e] = window[e + 1];
+      window[V - 1] = sample(j + V - 1 + b - r);
+      const Vec<A, V> h = tap(b);
+      add_product(y, h, window);
+    }
+  }
+}
+
+// Count, mean and sum of squared deviations of some values.
+template <class A>
+struct Moments {
+  A count, mean, m2;
+};
+
+template <class A>
+STYLEKERN_DEVICE Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
+  const A count = a.count + b.count;
+  if (count == A(0)) return a;
+  const A delta = b.mean - a.mean, share = b.count / count;
+  return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * a.count * share};
+}
+
+inline constexpr int kStatsThreads = 256;
+
+template <class T, int V>
+__global__ void __launch_bounds__(kStatsThreads)
+    style_kernel_conv_stats_kernel(StyleKernelConv p, const T* input, Acc<T>* mean, Acc<T>* rstd, double eps,
+                                   int64_t correction) {
+  using A = Acc<T>;
+  STYLEKERN_SHARED(Moments<A>, shared);
+  for (int64_t plane = blockIdx.x; plane < p.n * p.c; plane += gridDim.x) {
+    const T* x = input + plane / p.c * p.input.n + plane % p.c * p.input.p;
+    const A first = to_acc(x[0]);  // subtracted, so that a large mean costs no digits
+    Moments<A> sum{A(0), A(0), A(0)};
+    for (int64_t j = int64_t(threadIdx.x) * V; j < p.w; j += int64_t(blockDim.x) * V) {
+#pragma unroll 4
+      for (int64_t i = threadIdx.y; i < p.h; i += blockDim.y) {
+        const Vec<A, V> values = to_acc(load<V>(x + i * p.input.row + j));
+        Moments<A> part{A(V), A(0), A(0)};
+#pragma unroll
+        for (int e = 0; e < V; ++e) part.mean += (values[e] - first) / A(V);
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          const A d = values[e] - first - part.mean;
+          part.m2 += d * d;
+        }
+        sum = merge(sum, part);
+      }
+    }
+    sum = reduce_block(sum, shared, [](const Moments<A>& a, const Moments<A>& b) { return merge(a, b); });
+    if (threadIdx.x == 0 && threadIdx.y == 0) {
+      const int64_t divisor = p.h * p.w - correction;
+      mean[plane] = first + sum.mean;
+      rstd[plane] = A(1) / sqrt(sum.m2 / A(divisor > 0 ? divisor : 0) + A(eps));
+    }
+  }
+}
+
+inline constexpr int kForwardThreads = 256;
+
+template <class T, int V, int K>
+__global__ void __launch_bounds__(kForwardThreads)
+    style_kernel_conv_fwd_kernel(StyleKernelConv p, Tiling tiling, const T* input, const T* vertical,
+                                 const T* horizontal, const T* bias, const Acc<T>* mean, const Acc<T>* rstd,
+                                 T* output) {
+  using A = Acc<T>;
+  STYLEKERN_SHARED(A, t);  // [threads_y, threads_x * V]
+  const int kv = K > 0 ? K : p.kv, kh = K > 0 ? K : p.kh, rv = kv / 2;
+  A* const t_own = t + (int64_t(threadIdx.y) * blockDim.x + threadIdx.x) * V;
+  for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
+    const Place at = place<V>(tiling, tile, p.h, p.w);
+    const int64_t n = at.plane / p.c, c = at.plane % p.c, g = c / p.channels_per_group();
+    const T* v = filter_at(vertical, p.vertical, n, g, at.i, at.j);
+    const T* h = filter_at(horizontal, p.horizontal, n, g, at.i, at.j);
+    Vec<T, V> h_early[K > 0 ? K : 1];
+    Vec<A, V> y = zeros<A, V>(), own = zeros<A, V>();
+    if (at.inside) {
+      if constexpr (K > 0) {
+#pragma unroll
+        for (int b = 0; b < K; ++b) h_early[b] = load<V>(h + b * p.horizontal.tap);
+      }
+      if (bias) {
+        const int64_t part = c / (p.c / p.bias_groups);
+        y = to_acc(load<V>(filter_at(bias, p.bias, n, part, at.i, at.j)));
+      }
+      const Plane<T> x = input_plane(p, input, mean, rstd, n, c);
+      // t[i,j] = sum_a vertical[a,i,j] * x[pad(i+a-rv), j]
+#pragma unroll(K > 0 ? K : 4)
+      for (int a = 0; a < kv; ++a)
+        add_product(own, to_acc(load<V>(v + a * p.vertical.tap)),
+                    x.template row<V>(border_index(at.i + a - rv, p.h, p.padding), at.j));
+      store(t_own, own);
+    }
+    __syncthreads();
+    if (at.owns) {
+      // y[i,j] = sum_b horizontal[b,i,j] * t[i, pad(j+b-rh)] + bias[i,j]
+      correlate<K>(
+          y, kh, at.j, own,
+          [&](int b) { return to_acc(K > 0 ? h_early[K > 0 ? b : 0] : load<V>(h + b * p.horizontal.tap)); },
+          [&](int64_t q) {
+            q = border_index(q, p.w, p.padding);
+            return q < 0 ? A(0) : t_own[q - at.j];
+          });
+      store_as(output + (at.plane * p.h + at.i) * p.w + at.j, y);
+    }
+    __syncthreads();  // the next tile writes t
+  }
+}
+
+// With Padding::kNone the input starts r rows and columns before the output; otherwise they start together.
+STYLEKERN_HD int origin(const StyleKernelConv& p, int r) { return p.padding == Padding::kNone ? 0 : r; }
+
+template <class T, int V, int K>
+__global__ void __launch_bounds__(kForwardThreads)
+    style_kernel_conv_outer_fwd_kernel(StyleKernelConv p, Tiling tiling, const T* input, const T* vertical,
+                                       const T* horizontal, const T* bias, const Acc<T>* mean, const Acc<T>* rstd,
+                                       T* output) {
+  using A = Acc<T>;
+  const int kv = K > 0 ? K : p.kv, kh = K > 0 ? K : p.kh;
+  const int shift = kh / 2 - origin(p, kh / 2);  // from an output column to the input column at its centre
+  for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
+    const Place at = place<V>(tiling, tile, p.h, p.w);
+    if (!at.owns) continue;
+    const int64_t n = at.plane / p.c, c = at.plane % p.c, g = c / p.channels_per_group();
+    const T* v = filter_at(vertical, p.vertical, n, g, at.i, at.j);
+    const T* h = filter_at(horizontal, p.horizontal, n, g, at.i, at.j);
+    const Plane<T> x = input_plane(p, input, mean, rstd, n, c);
+    Vec<T, V> h_early[K > 0 ? K : 1];
+    if constexpr (K > 0) {
+#pragma unroll
+      for (int b = 0; b < K; ++b) h_early[b] = load<V>(h + b * p.horizontal.tap);
+    }
+    Vec<A, V> y = zeros<A, V>();
+    if (bias) {
+      const int64_t part = c / (p.c / p.bias_groups);
+      y = to_acc(load<V>(filter_at(bias, p.bias, n, part, at.i, at.j)));
+    }
+    // y[i,j] = sum_a vertical[a,i,j] * (sum_b horizontal[b,i,j] * x[pad(i+a-rv), pad(j+b-rh)]) + bias[i,j]
+#pragma unroll(K > 0 ? K : 1)
+    for (int a = 0; a < kv; ++a) {
+      const int64_t i = border_index(at.i + a - origin(p, kv / 2), p.in_h, p.padding);
+      const Vec<A, V> tap = to_acc(load<V>(v + a * p.vertical.tap));
+      const auto sample = [&](int64_t q) { return x.at(i, border_index(q, p.in_w, p.padding)); };
+      Vec<A, V> own = zeros<A, V>(), sum = zeros<A, V>();
+      if constexpr (K > 0) {
+        if (shift == 0) {
+          own = x.template row<V>(i, at.j);
+        } else {  // rows of an already padded input start anywhere
+#pragma unroll
+          for (int e = 0; e < V; ++e) own[e] = sample(at.j + e + shift);
+        }
+      }
+      correlate<K>(
+          sum, kh, at.j + shift, own,
+          [&](int b) { return to_acc(K > 0 ? h_early[K > 0 ? b : 0] : load<V>(h + b * p.horizontal.tap)); }, sample);
+      add_product(y, tap, sum);
+    }
+    store_as(output + (at.plane * p.h + at.i) * p.w + at.j, y);
+  }
+}
+
+// Whether every row of a tensor starts on 16 bytes: its base and all its strides do.
+template <class T>
+bool wide_rows(const T* data, const PlaneStrides& s) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && (s.n | s.p | s.tap | s.row) % kWide<T> == 0;
+}
+
+template <class T>
+bool wide_filters(const StyleKernelConv& p, const T* vertical, const T* horizontal) {
+  return p.w % kWide<T> == 0 && wide_rows(vertical, p.vertical) && wide_rows(horizontal, p.horizontal);
+}
+
+// With one tap the two compositions agree and no tap leaves the picture.
+inline StyleKernelConv simplify(StyleKernelConv p) {
+  if (p.kv == 1 && p.kh == 1) p.composition = Composition::kSequential, p.padding = Padding::kZeros;
+  return p;
+}
+
+// Calls f with std::integral_constant-like V and K: the widest access and the taps that are known at compile time.
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
+template <class T, class F>
+cudaError_t with_width(bool wide, F f) {
+  return wide ? f(Constant<kWide<T>>{}) : f(Constant<1>{});
+}
+
+// Writes output [N, C, H, W], contiguous, and where `mean` is given also mean and rstd, [N * C].
+template <class T>
+cudaError_t style_kernel_conv_forward(const StyleKernelConv& problem, const T* input, const T* vertical,
+                                      const T* horizontal, const T* bias, T* output, Acc<T>* mean, Acc<T>* rstd,
+                                      double eps, int64_t correction, cudaStream_t stream) {
+  const StyleKernelConv p = simplify(problem);
+  if (p.n * p.c * p.h * p.w == 0) return cudaSuccess;
+
+  const bool wide_input = p.in_w % kWide<T> == 0 && wide_rows(input, p.input);
+  if (mean) {
+    const cudaError_t error = with_width<T>(wide_input, [&](auto width) {
+      constexpr int V = decltype(width)::value;
+      int x = 1;  // a power of two, for reduce_block
+      while (x < 64 && x * V < p.w) x *= 2;
+      const dim3 block(x, kStatsThreads / x);
+      const unsigned blocks = unsigned(p.n * p.c < 2147483647 ? p.n * p.c : 2147483647);
+      const auto kernel = style_kernel_conv_stats_kernel<T, V>;
+      STYLEKERN_LAUNCH(kernel, blocks, block, kStatsThreads * sizeof(Moments<Acc<T>>), stream, p, input, mean, rstd,
+                       eps, correction);
+      return cudaGetLastError();
+    });
+    if (error != cudaSuccess) return error;
+  }
+
+  const bool wide = (wide_input || p.padding == Padding::kNone) && wide_filters(p, vertical, horizontal) &&
+                    (!bias || wide_rows(bias, p.bias)) && wide_rows(output, {});
+  return with_width<T>(wide, [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    const bool outer = p.composition == Composition::kOuter;
+    const Tiling tiling = make_tiling(p.n * p.c, p.h, p.w, V, 64, kForwardThreads, 0, outer ? 0 : p.rh());
+    const dim3 block(tiling.threads_x, tiling.threads_y);
+    const size_t shared = outer ? 0 : sizeof(Acc<T>) * V * tiling.threads();
+    auto kernel = outer ? style_kernel_conv_outer_fwd_kernel<T, V, 0> : style_kernel_conv_fwd_kernel<T, V, 0>;
+    if (p.kv == 3 && p.kh == 3)
+      kernel = outer ? style_kernel_conv_outer_fwd_kernel<T, V, 3> : style_kernel_conv_fwd_kernel<T, V, 3>;
+    if (p.kv == 1 && p.kh == 1) kernel = style_kernel_conv_fwd_kernel<T, V, 1>;
+    STYLEKERN_LAUNCH(kernel, tiling.blocks(), block, shared, stream, p, tiling, input, vertical, horizontal, bias,
+                     mean, rstd, output);
+    return cudaGetLastError();
+  });
+}
+
+}  // namespace stylekern::cuda

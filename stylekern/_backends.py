@@ -1,0 +1,110 @@
+"""Which implementation serves an operator: the compiled library, Triton, or the reference.
+
+Every step is a predicate that returns why a backend cannot run, or None where it can. The choice touches no driver.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+
+import torch
+
+from stylekern import _library
+
+BACKENDS = ("compiled", "triton", "reference")
+
+
+def _checked(name: str) -> str:
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"backend must be auto, {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+_asked: ContextVar[str] = ContextVar("stylekern_backend", default=_checked(os.environ.get("STYLEKERN_BACKEND", "auto")))
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Serves every operator by the named backend within a `with` block, in this thread.
+
+    Args:
+        name: "compiled" (the C++ and CUDA library), "triton", "reference" (plain torch), or "auto", the default:
+            the first that can run. The environment variable STYLEKERN_BACKEND sets the same for a whole process.
+
+    Raises:
+        ValueError: The name is none of these. An operator that the named backend cannot serve raises RuntimeError,
+            with the reason, when it is called.
+    """
+    token = _asked.set(_checked(name))
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+@cache
+def why_no_compiled(operator: str, device: str) -> str | None:
+    """Why the compiled library cannot serve an operator on a device type; None where it can."""
+    if _library.missing:
+        return _library.missing
+    key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device)
+    if key is None:
+        return f"it has no kernels for device {device}"
+    if device != "meta" and not torch._C._dispatch_has_kernel_for_dispatch_key(f"stylekern::{operator}", key):
+        if device == "cuda" and not _library.build_options["cuda_archs"]:
+            return "the library was built without CUDA; reinstall with STYLEKERN_BUILD=cuda"
+        return f"the library has no {key} kernel for it"
+    return None
+
+
+@cache
+def why_no_triton(operator: str, device: str) -> str | None:
+    """Why Triton cannot serve an operator on a device type; None where it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if importlib.util.find_spec(f"stylekern.triton_kernels.{operator}") is None:
+        return "it has no Triton kernel"
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton runs on a GPU (TRITON_INTERPRET=1, set before Python starts, interprets its kernels on the CPU)"
+    if device not in ("cpu", "cuda", "meta"):
+        return f"it is not tried on device {device}"
+    return None
+
+
+def why_not(backend: str, operator: str, device: str) -> str | None:
+    """Why a backend cannot serve an operator on a device type; None where it can."""
+    if backend == "compiled":
+        return why_no_compiled(operator, device)
+    if backend == "triton":
+        return why_no_triton(operator, device)
+    return None
+
+
+@cache
+def resolve(asked: str, operator: str, device: str, preference: tuple[str, ...] = BACKENDS) -> str:
+    """The backend that serves an operator on a device type.
+
+    Interpreted Triton is for tests: it serves the CPU only where it is asked for by name.
+
+    Raises:
+        RuntimeError: The backend asked for by name cannot run; the message says why.
+    """
+    if asked != "auto":
+        reason = why_not(asked, operator, device)
+        if reason:
+            raise RuntimeError(f"stylekern.{operator}: backend {asked!r} cannot run on device {device}: {reason}")
+        return asked
+    for backend in preference:
+        if not (backend == "triton" and device == "cpu") and why_not(backend, operator, device) is None:
+            return backend
+    return "reference"
+
+
+def choose(operator: str, device: str, preference: tuple[str, ...] = BACKENDS) -> str:
+    """The backend that serves an operator now: what `use_backend` or STYLEKERN_BACKEND asks for, else the first."""
+    return resolve(_asked.get(), operator, device, preference)

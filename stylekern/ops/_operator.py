@@ -1,0 +1,99 @@
+"""From an operator's schemas, fakes and gradient formula to registered torch ops, one a backend."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stylekern import _backends, _library
+
+#: Torch's namespace for the ops of a backend. The compiled library defines its own, in C++.
+NAMESPACES = {"compiled": "stylekern", "triton": "stylekern_triton"}
+
+_libraries = {"triton": torch.library.Library("stylekern_triton", "FRAGMENT")}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator as torch sees it.
+
+    Attributes:
+        name: The stem that every folder uses.
+        schema: Of the forward op, without its name: "(Tensor input, ...) -> (Tensor, ...)".
+        backward_schema: Of the op `<name>_backward`.
+        fake: Shapes and dtypes of the forward's outputs.
+        backward_fake: The same for the backward.
+        setup_context: What the gradient formula keeps, as in `torch.autograd.Function`.
+        backward: The gradient formula: `backward(ctx, run, *grads)`, where run is the backend's backward op.
+        reference: The definition, in plain torch, with the forward op's arguments; returns the output alone.
+        preference: Backends, best first.
+    """
+
+    name: str
+    schema: str
+    backward_schema: str
+    fake: Callable[..., Any]
+    backward_fake: Callable[..., Any]
+    setup_context: Callable[..., None]
+    backward: Callable[..., Sequence[Tensor | None]]
+    reference: Callable[..., Tensor]
+    preference: tuple[str, ...] = _backends.BACKENDS
+    _ops: dict[str, Callable[..., Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for backend, namespace in NAMESPACES.items():
+            if backend != "compiled":
+                self._define(backend)
+            elif _library.missing:
+                continue
+            self._register(backend, namespace)
+
+    def __call__(self, *args: Any) -> Tensor:
+        """Runs the forward op of the backend that `choose` names; the first argument decides the device."""
+        backend = _backends.choose(self.name, args[0].device.type, self.preference)
+        if backend == "reference":
+            return self.reference(*args)
+        output: Tensor = self._ops[backend](*args)[0]
+        return output
+
+    def _define(self, backend: str) -> None:
+        library = _libraries[backend]
+
+        def implementation(function: str) -> Callable[..., Any]:
+            def run(*args: Any) -> Any:  # imported at the first call: importing stylekern must not import triton
+                module = importlib.import_module(f"stylekern.triton_kernels.{self.name}")
+                return getattr(module, function)(*args)
+
+            return run
+
+        for name, schema, function in (
+            (self.name, self.schema, "forward"),
+            (f"{self.name}_backward", self.backward_schema, "backward"),
+        ):
+            library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+            library.impl(name, implementation(function), "CompositeExplicitAutograd")
+
+    def _register(self, backend: str, namespace: str) -> None:
+        ops = getattr(torch.ops, namespace)
+        forward_name, backward_name = f"{namespace}::{self.name}", f"{namespace}::{self.name}_backward"
+        run_backward = getattr(ops, f"{self.name}_backward").default
+
+        def backward(ctx: Any, *grads: Tensor | None) -> Sequence[Tensor | None]:
+            return self.backward(ctx, run_backward, *grads)
+
+        def refuse(ctx: Any, *grads: Tensor | None) -> Sequence[Tensor | None]:
+            raise RuntimeError(
+                f"stylekern.{self.name} is differentiable once: its gradient has no gradient. "
+                'Within `stylekern.use_backend("reference")` it is plain torch, and has all of them.'
+            )
+
+        torch.library.register_fake(forward_name, self.fake)
+        torch.library.register_fake(backward_name, self.backward_fake)
+        torch.library.register_autograd(forward_name, backward, setup_context=self.setup_context)
+        torch.library.register_autograd(backward_name, refuse)
+        self._ops[backend] = getattr(ops, self.name).default

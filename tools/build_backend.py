@@ -1,0 +1,26 @@
+"""PEP 517 backend: setuptools, and the one thing it lacks here, a torch to compile against.
+
+Under pip's build isolation torch cannot be imported, yet its headers lie in the environment being installed into. Only
+where they do not is torch asked for as a build requirement.
+"""
+
+from __future__ import annotations
+
+from setuptools import build_meta
+from setuptools.build_meta import *  # noqa: F403  (a backend is its hooks)
+
+import build_library
+
+
+def _requirements() -> list[str]:
+    if build_library.build_mode() == "none":
+        return []
+    return ["ninja>=1.11"] + ([] if build_library.torch_root() else ["torch>=2.10"])
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    return build_meta.get_requires_for_build_wheel(config_settings) + _requirements()
+
+
+def get_requires_for_build_editable(config_settings=None):
+    return build_meta.get_requires_for_build_editable(config_settings) + _requirements()

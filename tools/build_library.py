@@ -1,0 +1,195 @@
+"""Compiles stylekern._C: the sources, the flags, and a ninja file that puts them together.
+
+STYLEKERN_BUILD picks what is built: `auto` (the CPU kernels, and CUDA's where nvcc is found), `cpu`, `cuda`, or `none`
+(pure Python). TORCH_CUDA_ARCH_LIST and MAX_JOBS mean what they mean to torch; CXX and CUDA_HOME choose compilers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCH_TARGET_VERSION = "0x020a000000000000"  # the oldest torch that the library runs under: 2.10
+DEFAULT_CUDA_ARCHS = "8.0;9.0;10.0+PTX"
+MODES = ("auto", "none", "cpu", "cuda")
+
+
+class BuildError(Exception):
+    """Something that the machine lacks; the message ends with the way out."""
+
+
+def build_mode() -> str:
+    """STYLEKERN_BUILD with `auto` resolved to what this machine can build."""
+    asked = os.environ.get("STYLEKERN_BUILD", "auto")
+    if asked not in MODES:
+        raise SystemExit(f"STYLEKERN_BUILD must be one of {', '.join(MODES)}, got {asked!r}")
+    if asked != "auto":
+        return asked
+    if not cxx():
+        return "none"
+    return "cuda" if nvcc() else "cpu"
+
+
+def cxx() -> str | None:
+    """The C++ compiler: CXX, or the first of c++, g++, clang++ on the path."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def nvcc() -> str | None:
+    """nvcc of CUDA_HOME, or the one on the path."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    found = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
+    return found
+
+
+def torch_root() -> Path | None:
+    """The torch package: the one that imports, or under build isolation the one of the target environment."""
+    places = [Path(sysconfig.get_path("purelib")) / "torch", Path(sysconfig.get_path("platlib")) / "torch"]
+    spec = importlib.util.find_spec("torch")
+    if spec and spec.origin:
+        places.insert(0, Path(spec.origin).parent)
+    return next((place for place in places if (place / "include/torch/csrc/stable/library.h").is_file()), None)
+
+
+def sources(mode: str) -> list[str]:
+    """Relative to the repository; CMakeLists.txt globs the same."""
+    patterns = {"none": [], "cpu": ["*.cpp", "cpu/*.cpp"], "cuda": ["*.cpp", "cpu/*.cpp", "cuda/*.cu"]}[mode]
+    return sorted(str(path.relative_to(ROOT)) for p in patterns for path in (ROOT / "csrc").glob(p))
+
+
+def gencode_flags(archs: str) -> list[str]:
+    """From TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX") to nvcc's flags."""
+    flags = []
+    for arch in archs.replace(" ", ";").split(";"):
+        if not arch:
+            continue
+        match = re.fullmatch(r"(\d+)\.(\d+)(a?)(\+PTX)?", arch)
+        if not match:
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST has {arch!r}; expected entries such as 8.0, 9.0a or 10.0+PTX")
+        number = match[1] + match[2] + match[3]
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if match[4]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def ninja_file(mode: str, output: Path, objects: Path) -> str:
+    """The build as ninja reads it."""
+    compiler, torch = cxx(), torch_root()
+    if not compiler:
+        raise BuildError("no C++ compiler: CXX is not set, and c++, g++ and clang++ are not on the path")
+    if not torch:
+        raise BuildError("torch 2.10 or newer is not installed in this environment, and its headers are needed")
+    if mode == "cuda" and not nvcc():
+        raise BuildError("STYLEKERN_BUILD=cuda, but nvcc is neither on the path nor under CUDA_HOME")
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHS
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+    include, suffix = sysconfig.get_path("include"), "/include"
+    common = [
+        "-std=c++20",
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+        f"-isystem {torch}{suffix}",
+        f"-isystem {include}",
+    ]
+    host = ["-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
+    defines = [f"-DSTYLEKERN_COMPILER='\"{version}\"'"]
+    if mode == "cuda":
+        defines.append(f"-DSTYLEKERN_CUDA_ARCHS='\"{archs}\"'")
+    shared = ["-undefined dynamic_lookup", "-dynamiclib"] if sys.platform == "darwin" else ["-shared", "-Wl,--no-as-needed"]
+    link = [f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
+    lines = [
+        f"cxxflags = {' '.join(common + host + defines)}",
+        "rule cxx",
+        f"  command = {compiler} -MMD -MF $out.d $cxxflags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {compiler} {' '.join(shared)} $in {' '.join(link)} $libraries -o $out",
+    ]
+    if mode == "cuda":
+        cuda = ["-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo"]
+        home = Path(nvcc()).resolve().parent.parent
+        lines += [
+            f"nvccflags = {' '.join(common + cuda + gencode_flags(archs))}",
+            "rule nvcc",
+            f"  command = {nvcc()} -MD -MF $out.d $nvccflags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+        ]
+        cudart = _static_cudart(home)
+        lines.append(f"libraries = {cudart} -ldl -lrt -lpthread")
+    names = []
+    for source in sources(mode):
+        names.append(str(objects / (source.replace("/", ".") + ".o")))
+        lines.append(f"build {names[-1]}: {'nvcc' if source.endswith('.cu') else 'cxx'} {ROOT / source}")
+    lines.append(f"build {output}: link {' '.join(names)}")
+    return "\n".join(lines) + "\n"
+
+
+def _static_cudart(home: Path) -> Path:
+    where = subprocess.run([nvcc(), "-dryrun", "-o", "x", "x.cu"], capture_output=True, text=True).stderr
+    folders = [Path(f) for f in re.findall(r'-L"?([^"\s]+)"?', where)] + [home / "lib64", home / "lib"]
+    for folder in folders:
+        if (folder / "libcudart_static.a").is_file():
+            return folder / "libcudart_static.a"
+    raise BuildError(f"libcudart_static.a is not in any of {', '.join(map(str, folders))}")
+
+
+class BuildLibrary(build_ext):
+    """build_ext with ninja: parallel, and only what changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        mode, output = build_mode(), Path(self.get_ext_fullpath(ext.name)).resolve()
+        objects = Path(self.build_temp).resolve() / f"stylekern-{mode}"
+        try:
+            self._compile(mode, output, objects)
+        except BuildError as error:
+            raise SystemExit(
+                f"\nstylekern could not be built: {error}.\n"
+                "To install without compiled kernels (pure Python and Triton): STYLEKERN_BUILD=none pip install .\n"
+                "To build the CPU kernels only: STYLEKERN_BUILD=cpu pip install ."
+            ) from None
+
+    def _compile(self, mode: str, output: Path, objects: Path) -> None:
+        objects.mkdir(parents=True, exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        (objects / "build.ninja").write_text(ninja_file(mode, output, objects))
+        print(f"stylekern: {describe(mode)}", flush=True)
+        ninja = shutil.which("ninja")
+        if not ninja and not importlib.util.find_spec("ninja"):
+            raise BuildError("ninja is not installed (pip install ninja)")
+        command = [ninja] if ninja else [sys.executable, "-m", "ninja"]
+        jobs = os.environ.get("MAX_JOBS")
+        if subprocess.call([*command, "-C", str(objects), *(["-j", jobs] if jobs else [])]):
+            raise BuildError("the compiler failed; its first error is above")
+
+
+def describe(mode: str) -> str:
+    """What is about to be built, in one line."""
+    if mode == "none":
+        return "STYLEKERN_BUILD=none: pure Python, nothing is compiled"
+    parts = [f"building for {mode}", f"compiler {cxx()}", f"torch headers {torch_root()}", platform.machine()]
+    if mode == "cuda":
+        parts.append(f"nvcc {nvcc()} for {os.environ.get('TORCH_CUDA_ARCH_LIST') or DEFAULT_CUDA_ARCHS}")
+    return ", ".join(parts)
+
+
+def extensions() -> list[Extension]:
+    """What setup.py hands to setuptools."""
+    mode = build_mode()
+    if mode == "none":
+        print(f"stylekern: {describe(mode)}", flush=True)
+        return []
+    return [Extension("stylekern._C", sources(mode), py_limited_api=True)]
