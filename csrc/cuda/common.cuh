@@ -7,6 +7,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "../common/border.h"
 
@@ -14,7 +15,7 @@
 #define STYLEKERN_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
 // Dynamic shared memory of the block, as an array of `type`.
-#define STYLEKERN_SHARED(type, name)                             \
+#define STYLEKERN_SHARED(type, name)                            \
   extern __shared__ __align__(16) unsigned char name##_bytes[]; \
   type* const name = reinterpret_cast<type*>(name##_bytes)
 #endif
@@ -65,6 +66,19 @@ STYLEKERN_DEVICE void store(T* p, const Vec<T, V>& x) {
   *reinterpret_cast<Vec<T, V>*>(p) = x;
 }
 
+// To global memory. nvcc takes some of the plain 16-byte stores apart into their members; these it cannot.
+template <class T, int V>
+STYLEKERN_DEVICE void store_global(T* p, const Vec<T, V>& x) {
+  if constexpr (sizeof(x) % sizeof(uint4) == 0) {
+    uint4 words[sizeof(x) / sizeof(uint4)];
+    memcpy(words, &x, sizeof(x));
+#pragma unroll
+    for (size_t k = 0; k < sizeof(x) / sizeof(uint4); ++k) __stwb(reinterpret_cast<uint4*>(p) + k, words[k]);
+  } else {
+    store(p, x);
+  }
+}
+
 template <class A, int V>
 STYLEKERN_DEVICE Vec<A, V> zeros() {
   Vec<A, V> x;
@@ -81,13 +95,13 @@ STYLEKERN_DEVICE Vec<Acc<T>, V> to_acc(const Vec<T, V>& x) {
   return y;
 }
 
-// Rounds to T and stores.
+// Rounds to T and stores to global memory.
 template <class T, class A, int V>
 STYLEKERN_DEVICE void store_as(T* p, const Vec<A, V>& x) {
   Vec<T, V> y;
 #pragma unroll
   for (int e = 0; e < V; ++e) from_acc(x[e], y[e]);
-  store(p, y);
+  store_global(p, y);
 }
 
 // y += a * x, value by value.

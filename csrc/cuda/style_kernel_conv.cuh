@@ -15,6 +15,7 @@
 // channel. The vertical taps read x rows that neighbouring threads read too: these come from the caches.
 #pragma once
 #include <cmath>
+#include <type_traits>
 
 #include "../common/style_kernel_conv.h"
 #include "common.cuh"
@@ -57,10 +58,29 @@ STYLEKERN_DEVICE const T* filter_at(const T* filter, const PlaneStrides& s, int6
   return filter + n * s.n + g * s.p + i * s.row + j;
 }
 
+// The taps of V columns: with K taps all are requested at once, else each when it is asked for.
+template <class T, int V, int K>
+struct Taps {
+  Vec<T, V> taps[K];
+  STYLEKERN_DEVICE void request(const T* first, int64_t stride) {
+#pragma unroll
+    for (int b = 0; b < K; ++b) taps[b] = load<V>(first + b * stride);
+  }
+  STYLEKERN_DEVICE Vec<Acc<T>, V> operator()(int b) const { return to_acc(taps[b]); }
+};
+template <class T, int V>
+struct Taps<T, V, 0> {
+  const T* first;
+  int64_t stride;
+  STYLEKERN_DEVICE void request(const T* first_tap, int64_t tap_stride) { first = first_tap, stride = tap_stride; }
+  STYLEKERN_DEVICE Vec<Acc<T>, V> operator()(int b) const { return to_acc(load<V>(first + b * stride)); }
+};
+
 // y[e] += sum_b tap(b)[e] * sample(j + e + b - r) for the V columns from j on; `own` has the samples of these columns.
 // With K taps the window is in registers and only its two ends are sampled; else it slides, a sample a tap.
 template <int K, class A, int V, class Tap, class Sample>
-STYLEKERN_DEVICE void correlate(Vec<A, V>& y, int taps, int64_t j, const Vec<A, V>& own, Tap tap, Sample sample) {
+STYLEKERN_DEVICE void correlate(Vec<A, V>& y, int taps, int64_t j, const Vec<A, V>& own, const Tap& tap,
+                                Sample sample) {
   if constexpr (K > 0) {
     constexpr int r = K / 2;
     A window[V + 2 * r];
@@ -141,7 +161,7 @@ __global__ void __launch_bounds__(kStatsThreads)
 inline constexpr int kForwardThreads = 256;
 
 template <class T, int V, int K>
-__global__ void __launch_bounds__(kForwardThreads)
+__global__ void __launch_bounds__(kForwardThreads, 2)
     style_kernel_conv_fwd_kernel(StyleKernelConv p, Tiling tiling, const T* input, const T* vertical,
                                  const T* horizontal, const T* bias, const Acc<T>* mean, const Acc<T>* rstd,
                                  T* output) {
@@ -153,14 +173,10 @@ __global__ void __launch_bounds__(kForwardThreads)
     const Place at = place<V>(tiling, tile, p.h, p.w);
     const int64_t n = at.plane / p.c, c = at.plane % p.c, g = c / p.channels_per_group();
     const T* v = filter_at(vertical, p.vertical, n, g, at.i, at.j);
-    const T* h = filter_at(horizontal, p.horizontal, n, g, at.i, at.j);
-    Vec<T, V> h_early[K > 0 ? K : 1];
+    Taps<T, V, K> h;
     Vec<A, V> y = zeros<A, V>(), own = zeros<A, V>();
     if (at.inside) {
-      if constexpr (K > 0) {
-#pragma unroll
-        for (int b = 0; b < K; ++b) h_early[b] = load<V>(h + b * p.horizontal.tap);
-      }
+      h.request(filter_at(horizontal, p.horizontal, n, g, at.i, at.j), p.horizontal.tap);
       if (bias) {
         const int64_t part = c / (p.c / p.bias_groups);
         y = to_acc(load<V>(filter_at(bias, p.bias, n, part, at.i, at.j)));
@@ -176,13 +192,10 @@ __global__ void __launch_bounds__(kForwardThreads)
     __syncthreads();
     if (at.owns) {
       // y[i,j] = sum_b horizontal[b,i,j] * t[i, pad(j+b-rh)] + bias[i,j]
-      correlate<K>(
-          y, kh, at.j, own,
-          [&](int b) { return to_acc(K > 0 ? h_early[K > 0 ? b : 0] : load<V>(h + b * p.horizontal.tap)); },
-          [&](int64_t q) {
-            q = border_index(q, p.w, p.padding);
-            return q < 0 ? A(0) : t_own[q - at.j];
-          });
+      correlate<K>(y, kh, at.j, own, h, [&](int64_t q) {
+        q = border_index(q, p.w, p.padding);
+        return q < 0 ? A(0) : t_own[q - at.j];
+      });
       store_as(output + (at.plane * p.h + at.i) * p.w + at.j, y);
     }
     __syncthreads();  // the next tile writes t
@@ -193,7 +206,7 @@ __global__ void __launch_bounds__(kForwardThreads)
 STYLEKERN_HD int origin(const StyleKernelConv& p, int r) { return p.padding == Padding::kNone ? 0 : r; }
 
 template <class T, int V, int K>
-__global__ void __launch_bounds__(kForwardThreads)
+__global__ void __launch_bounds__(kForwardThreads, 2)
     style_kernel_conv_outer_fwd_kernel(StyleKernelConv p, Tiling tiling, const T* input, const T* vertical,
                                        const T* horizontal, const T* bias, const Acc<T>* mean, const Acc<T>* rstd,
                                        T* output) {
@@ -205,13 +218,9 @@ __global__ void __launch_bounds__(kForwardThreads)
     if (!at.owns) continue;
     const int64_t n = at.plane / p.c, c = at.plane % p.c, g = c / p.channels_per_group();
     const T* v = filter_at(vertical, p.vertical, n, g, at.i, at.j);
-    const T* h = filter_at(horizontal, p.horizontal, n, g, at.i, at.j);
     const Plane<T> x = input_plane(p, input, mean, rstd, n, c);
-    Vec<T, V> h_early[K > 0 ? K : 1];
-    if constexpr (K > 0) {
-#pragma unroll
-      for (int b = 0; b < K; ++b) h_early[b] = load<V>(h + b * p.horizontal.tap);
-    }
+    Taps<T, V, K> h;
+    h.request(filter_at(horizontal, p.horizontal, n, g, at.i, at.j), p.horizontal.tap);
     Vec<A, V> y = zeros<A, V>();
     if (bias) {
       const int64_t part = c / (p.c / p.bias_groups);
@@ -232,9 +241,7 @@ __global__ void __launch_bounds__(kForwardThreads)
           for (int e = 0; e < V; ++e) own[e] = sample(at.j + e + shift);
         }
       }
-      correlate<K>(
-          sum, kh, at.j + shift, own,
-          [&](int b) { return to_acc(K > 0 ? h_early[K > 0 ? b : 0] : load<V>(h + b * p.horizontal.tap)); }, sample);
+      correlate<K>(sum, kh, at.j + shift, own, h, sample);
       add_product(y, tap, sum);
     }
     store_as(output + (at.plane * p.h + at.i) * p.w + at.j, y);
@@ -258,15 +265,10 @@ inline StyleKernelConv simplify(StyleKernelConv p) {
   return p;
 }
 
-// Calls f with std::integral_constant-like V and K: the widest access and the taps that are known at compile time.
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
-
+// Calls f with the number of values of an access, known at compile time.
 template <class T, class F>
 cudaError_t with_width(bool wide, F f) {
-  return wide ? f(Constant<kWide<T>>{}) : f(Constant<1>{});
+  return wide ? f(std::integral_constant<int, kWide<T>>{}) : f(std::integral_constant<int, 1>{});
 }
 
 // Writes output [N, C, H, W], contiguous, and where `mean` is given also mean and rstd, [N * C].
@@ -305,8 +307,8 @@ cudaError_t style_kernel_conv_forward(const StyleKernelConv& problem, const T* i
     if (p.kv == 3 && p.kh == 3)
       kernel = outer ? style_kernel_conv_outer_fwd_kernel<T, V, 3> : style_kernel_conv_fwd_kernel<T, V, 3>;
     if (p.kv == 1 && p.kh == 1) kernel = style_kernel_conv_fwd_kernel<T, V, 1>;
-    STYLEKERN_LAUNCH(kernel, tiling.blocks(), block, shared, stream, p, tiling, input, vertical, horizontal, bias,
-                     mean, rstd, output);
+    STYLEKERN_LAUNCH(kernel, tiling.blocks(), block, shared, stream, p, tiling, input, vertical, horizontal, bias, mean,
+                     rstd, output);
     return cudaGetLastError();
   });
 }

@@ -80,3 +80,170 @@ def style_kernel_conv(
     refuse_forward_mode("style_kernel_conv", input, vertical, horizontal, bias)
     input, vertical, horizontal, bias = autocast(input, vertical, horizontal, bias)
     return OPERATOR(input, vertical, horizontal, bias, padding_mode, composition, normalize, eps, correction)
+
+
+def _check_options(padding_mode: str, composition: str, normalize: bool) -> None:
+    check_option("style_kernel_conv", "padding_mode", padding_mode, PADDING_MODES)
+    check_option("style_kernel_conv", "composition", composition, COMPOSITIONS)
+    if padding_mode == "none" and (composition != "outer" or normalize):
+        raise ValueError(
+            "style_kernel_conv: padding_mode 'none' takes an input that is padded already, which is defined only with "
+            f"composition='outer' and normalize=False, got composition={composition!r}, normalize={normalize}"
+        )
+
+
+def _check_shapes(
+    input: Tensor,
+    vertical: Tensor,
+    horizontal: Tensor,
+    bias: Tensor | None,
+    padding_mode: str,
+    normalize: bool,
+    correction: int,
+) -> None:
+    n, c, in_h, in_w = input.shape
+    vn, g, kv, h, w = vertical.shape
+    hn, hg, kh, hh, hw = horizontal.shape
+    for name, taps in (("vertical", kv), ("horizontal", kh)):
+        if taps % 2 == 0 or taps > MAX_TAPS:
+            raise ValueError(f"style_kernel_conv: {name} must have an odd number of taps, 1 to {MAX_TAPS}, got {taps}")
+    if hn != vn or hg != g or hh != h or hw != w:
+        raise ValueError(
+            "style_kernel_conv: vertical [N, G, kv, H, W] and horizontal [N, G, kh, H, W] must agree but for their "
+            f"taps, got {shape(vertical)} and {shape(horizontal)}"
+        )
+    grown_h, grown_w = (kv - 1, kh - 1) if padding_mode == "none" else (0, 0)
+    if vn != n or in_h != h + grown_h or in_w != w + grown_w:
+        raise ValueError(
+            f"style_kernel_conv: with padding_mode {padding_mode!r} and filters {shape(vertical)}, {shape(horizontal)} "
+            f"input must be [{vn}, C, {h + grown_h}, {w + grown_w}], got {shape(input)}"
+        )
+    if c % g if g else c:
+        raise ValueError(f"style_kernel_conv: the filters' {g} groups must divide the input's {c} channels")
+    if bias is not None and (bias.shape[0] != n or bias.shape[1] not in (c, g) or bias.shape[2:] != (h, w)):
+        raise ValueError(
+            f"style_kernel_conv: bias must be [{n}, {c}, {h}, {w}] or [{n}, {g}, {h}, {w}], got {shape(bias)}"
+        )
+    if n == 0 or c == 0 or h == 0 or w == 0:
+        return
+    if padding_mode == "reflect" and (kv // 2 >= h or kh // 2 >= w):
+        raise ValueError(
+            f"style_kernel_conv: reflect padding needs k // 2 < size, got {kv} x {kh} taps on {h} x {w} pixels; "
+            "use padding_mode='replicate' or smaller filters"
+        )
+    if normalize and h * w <= correction:
+        raise ValueError(
+            f"style_kernel_conv: the variance of {h} x {w} pixels with correction={correction} is not defined"
+        )
+
+
+def _fake(
+    input: Tensor,
+    vertical: Tensor,
+    horizontal: Tensor,
+    bias: Tensor | None,
+    padding_mode: str,
+    composition: str,
+    normalize: bool,
+    eps: float,
+    correction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, c, h, w = input.shape[0], input.shape[1], vertical.shape[3], vertical.shape[4]
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    statistics = (n, c) if normalize else (0,)
+    return (
+        input.new_empty((n, c, h, w)),
+        input.new_empty(statistics, dtype=dtype),
+        input.new_empty(statistics, dtype=dtype),
+    )
+
+
+def _backward_fake(
+    grad: Tensor,
+    input: Tensor,
+    vertical: Tensor,
+    horizontal: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    padding_mode: str,
+    composition: str,
+    normalize: bool,
+    correction: int,
+    need_input: bool,
+    need_vertical: bool,
+    need_horizontal: bool,
+) -> tuple[Tensor, ...]:
+    needed = ((input, need_input), (vertical, need_vertical), (horizontal, need_horizontal))
+    return tuple(x.new_empty(x.shape if need else (0,)) for x, need in needed)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    input, vertical, horizontal, bias, padding_mode, composition, normalize, _eps, correction = inputs
+    _, mean, rstd = output
+    ctx.save_for_backward(input, vertical, horizontal, mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+    ctx.options = padding_mode, composition, normalize, correction
+    ctx.bias_planes = None if bias is None else bias.shape[1]
+
+
+def _backward(
+    ctx: Any, run: Callable[..., Any], grad: Tensor | None, *_statistics: Tensor | None
+) -> Sequence[Tensor | None]:
+    no_gradient: list[Tensor | None] = [None] * 9
+    if grad is None:
+        return no_gradient
+    input, vertical, horizontal, mean, rstd = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    gradients = no_gradient
+    if any(needed):
+        computed = run(grad, input, vertical, horizontal, mean, rstd, *ctx.options, *needed)
+        gradients[:3] = [x if need else None for x, need in zip(computed, needed, strict=True)]
+    if ctx.needs_input_grad[3]:
+        # y = ... + bias[i,j]: the gradient itself, summed over the channels that share a bias
+        shared = ctx.bias_planes != input.shape[1]
+        gradients[3] = grad.unflatten(1, (ctx.bias_planes, -1)).sum(2) if shared else grad
+    return gradients
+
+
+def _reference(
+    input: Tensor,
+    vertical: Tensor,
+    horizontal: Tensor,
+    bias: Tensor | None,
+    padding_mode: str,
+    composition: str,
+    normalize: bool,
+    eps: float,
+    correction: int,
+) -> Tensor:
+    def wide(x: Tensor) -> Tensor:  # sums run in float32 or better
+        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+    output = reference.style_kernel_conv(
+        wide(input),
+        wide(vertical),
+        wide(horizontal),
+        None if bias is None else wide(bias),
+        padding_mode=padding_mode,
+        composition=composition,
+        normalize=normalize,
+        eps=eps,
+        correction=correction,
+    )
+    return output.to(input.dtype).contiguous()
+
+
+OPERATOR = Operator(
+    name="style_kernel_conv",
+    schema="(Tensor input, Tensor vertical, Tensor horizontal, Tensor? bias, str padding_mode, str composition, "
+    "bool normalize, float eps, int correction) -> (Tensor, Tensor, Tensor)",
+    backward_schema="(Tensor grad, Tensor input, Tensor vertical, Tensor horizontal, Tensor mean, Tensor rstd, "
+    "str padding_mode, str composition, bool normalize, int correction, bool need_input, bool need_vertical, "
+    "bool need_horizontal) -> (Tensor, Tensor, Tensor)",
+    fake=_fake,
+    backward_fake=_backward_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    reference=_reference,
+)
