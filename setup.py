@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
-import build_library  # noqa: E402
+import build_library
 
 extensions = build_library.extensions()
 

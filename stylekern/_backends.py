@@ -9,8 +9,6 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import cache
 
 import torch
 
@@ -25,29 +23,32 @@ def _checked(name: str) -> str:
     return name
 
 
-_asked: ContextVar[str] = ContextVar("stylekern_backend", default=_checked(os.environ.get("STYLEKERN_BACKEND", "auto")))
+# A plain global: torch.compile guards on it and compiles again when it changes, which it cannot do for a ContextVar.
+_asked = _checked(os.environ.get("STYLEKERN_BACKEND", "auto"))
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Serves every operator by the named backend within a `with` block, in this thread.
+    """Serves every operator by the named backend within a `with` block.
+
+    It holds for the whole process: threads share it. A compiled function that is called within is compiled again.
 
     Args:
         name: "compiled" (the C++ and CUDA library), "triton", "reference" (plain torch), or "auto", the default:
-            the first that can run. The environment variable STYLEKERN_BACKEND sets the same for a whole process.
+            the first that can run. The environment variable STYLEKERN_BACKEND sets the same from the start.
 
     Raises:
         ValueError: The name is none of these. An operator that the named backend cannot serve raises RuntimeError,
             with the reason, when it is called.
     """
-    token = _asked.set(_checked(name))
+    global _asked
+    before, _asked = _asked, _checked(name)
     try:
         yield
     finally:
-        _asked.reset(token)
+        _asked = before
 
 
-@cache
 def why_no_compiled(operator: str, device: str) -> str | None:
     """Why the compiled library cannot serve an operator on a device type; None where it can."""
     if _library.missing:
@@ -62,7 +63,6 @@ def why_no_compiled(operator: str, device: str) -> str | None:
     return None
 
 
-@cache
 def why_no_triton(operator: str, device: str) -> str | None:
     """Why Triton cannot serve an operator on a device type; None where it can."""
     if importlib.util.find_spec("triton") is None:
@@ -85,7 +85,6 @@ def why_not(backend: str, operator: str, device: str) -> str | None:
     return None
 
 
-@cache
 def resolve(asked: str, operator: str, device: str, preference: tuple[str, ...] = BACKENDS) -> str:
     """The backend that serves an operator on a device type.
 
@@ -105,6 +104,16 @@ def resolve(asked: str, operator: str, device: str, preference: tuple[str, ...] 
     return "reference"
 
 
-def choose(operator: str, device: str, preference: tuple[str, ...] = BACKENDS) -> str:
-    """The backend that serves an operator now: what `use_backend` or STYLEKERN_BACKEND asks for, else the first."""
-    return resolve(_asked.get(), operator, device, preference)
+def choices(operator: str, preference: tuple[str, ...]) -> dict[tuple[str, str], str]:
+    """What `resolve` answers for each (asked, device type), where it does not raise: a call then only looks it up."""
+    return {
+        (asked, device): resolve(asked, operator, device, preference)
+        for asked in ("auto", *BACKENDS)
+        for device in ("cpu", "cuda", "meta")
+        if asked == "auto" or why_not(asked, operator, device) is None
+    }
+
+
+def asked() -> str:
+    """What `use_backend` or STYLEKERN_BACKEND asks for; "auto" where they do not."""
+    return _asked

@@ -6,10 +6,9 @@ where they do not is torch asked for as a build requirement.
 
 from __future__ import annotations
 
+import build_library
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (a backend is its hooks)
-
-import build_library
 
 
 def _requirements() -> list[str]:

@@ -107,7 +107,9 @@ def ninja_file(mode: str, output: Path, objects: Path) -> str:
     defines = [f"-DSTYLEKERN_COMPILER='\"{version}\"'"]
     if mode == "cuda":
         defines.append(f"-DSTYLEKERN_CUDA_ARCHS='\"{archs}\"'")
-    shared = ["-undefined dynamic_lookup", "-dynamiclib"] if sys.platform == "darwin" else ["-shared", "-Wl,--no-as-needed"]
+    shared = (
+        ["-undefined dynamic_lookup", "-dynamiclib"] if sys.platform == "darwin" else ["-shared", "-Wl,--no-as-needed"]
+    )
     link = [f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
     lines = [
         f"cxxflags = {' '.join(common + host + defines)}",

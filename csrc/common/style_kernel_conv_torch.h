@@ -30,11 +30,11 @@ inline StyleKernelConv make_problem(const Tensor& input, const Tensor& vertical,
   const bool padded = p.padding == Padding::kNone;
   STD_TORCH_CHECK(!padded || (p.composition == Composition::kOuter && !normalize),
                   "style_kernel_conv: padding_mode none needs composition outer, and no normalize");
-  STD_TORCH_CHECK(
-      vertical.size(0) == p.n && horizontal.size(0) == p.n && horizontal.size(1) == p.groups &&
-          horizontal.size(3) == p.h && horizontal.size(4) == p.w && p.in_h == p.h + (padded ? p.kv - 1 : 0) &&
-          p.in_w == p.w + (padded ? p.kh - 1 : 0) && (p.groups > 0 ? p.c % p.groups == 0 : p.c == 0),
-      "style_kernel_conv: sizes of input, vertical and horizontal do not fit");
+  STD_TORCH_CHECK(vertical.size(0) == p.n && horizontal.size(0) == p.n && horizontal.size(1) == p.groups &&
+                      horizontal.size(3) == p.h && horizontal.size(4) == p.w &&
+                      p.in_h == p.h + (padded ? p.kv - 1 : 0) && p.in_w == p.w + (padded ? p.kh - 1 : 0) &&
+                      (p.groups > 0 ? p.c % p.groups == 0 : p.c == 0),
+                  "style_kernel_conv: sizes of input, vertical and horizontal do not fit");
   STD_TORCH_CHECK(p.padding != Padding::kReflect || p.n * p.c * p.h * p.w == 0 || (p.rv() < p.h && p.rh() < p.w),
                   "style_kernel_conv: reflect needs k / 2 < size");
   STD_TORCH_CHECK(vertical.scalar_type() == input.scalar_type() && horizontal.scalar_type() == input.scalar_type(),
@@ -63,7 +63,8 @@ inline void set_grad(StyleKernelConv& p, const Tensor& input, const Tensor& grad
 // mean and rstd, [N, C] in the accumulation type, or [0] without normalisation.
 inline std::pair<Tensor, Tensor> empty_statistics(const StyleKernelConv& p, const Tensor& input, bool normalize) {
   const auto empty = [&] {
-    return normalize ? empty_of(input, {p.n, p.c}, accumulate_type(input)) : empty_of(input, {0}, accumulate_type(input));
+    return normalize ? empty_of(input, {p.n, p.c}, accumulate_type(input))
+                     : empty_of(input, {0}, accumulate_type(input));
   };
   return {empty(), empty()};
 }

@@ -10,7 +10,8 @@
 
 #define STYLEKERN_PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
-#define STYLEKERN_PUSH_TARGET(isa) STYLEKERN_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define STYLEKERN_PUSH_TARGET(isa) \
+  STYLEKERN_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
 #define STYLEKERN_POP_TARGET STYLEKERN_PRAGMA(clang attribute pop)
 #else
 #define STYLEKERN_PUSH_TARGET(isa) STYLEKERN_PRAGMA(GCC push_options) STYLEKERN_PRAGMA(GCC target(isa))
@@ -48,14 +49,14 @@ namespace stylekern {
 
 // Calls f(target) with a tag of the target that cpu_target() names; Kernels<Tag> is then that target's.
 #if defined(__x86_64__)
-#define STYLEKERN_FOR_TARGET(call)      \
-  switch (cpu_target()) {               \
-    case Target::kAvx512:               \
-      return call(avx512);              \
-    case Target::kAvx2:                 \
-      return call(avx2);                \
-    default:                            \
-      return call(baseline);            \
+#define STYLEKERN_FOR_TARGET(call) \
+  switch (cpu_target()) {          \
+    case Target::kAvx512:          \
+      return call(avx512);         \
+    case Target::kAvx2:            \
+      return call(avx2);           \
+    default:                       \
+      return call(baseline);       \
   }
 #else
 #define STYLEKERN_FOR_TARGET(call) return call(baseline)

@@ -1,4 +1,5 @@
-// style_kernel_conv on the CPU: the torch side. The kernels are in style_kernel_conv.h and style_kernel_conv_backward.h.
+// style_kernel_conv on the CPU: the torch side. The kernels are in style_kernel_conv.h and
+// style_kernel_conv_backward.h.
 #include "../common/style_kernel_conv_torch.h"
 #include "dtypes.h"
 #include "rows.h"

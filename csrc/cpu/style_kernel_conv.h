@@ -136,8 +136,7 @@ class StyleKernelConvForward {
       Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
       for (int a = 0; a < kv(); ++a) {
         Vec<A> inner = load(u + j, count) * load(x[a] + j, count);
-        for (int b = 1; b < kh(); ++b)
-          inner += load(u + b * p_.horizontal.tap + j, count) * load(x[a] + j + b, count);
+        for (int b = 1; b < kh(); ++b) inner += load(u + b * p_.horizontal.tap + j, count) * load(x[a] + j + b, count);
         sum += load(v + a * p_.vertical.tap + j, count) * inner;
       }
       store(y + j, sum, count);

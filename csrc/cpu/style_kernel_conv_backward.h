@@ -1,8 +1,8 @@
 // style_kernel_conv on the CPU, backward: the kernels of one target, included by foreach_target.h.
 //
 // A unit of work is again a band of rows of one sample and filter group. It owns those rows of every gradient and
-// recomputes t, the normalised x, and (for the rv rows on each side that reach into the band) grad_t. Sums run over taps
-// and channels in one fixed order, whatever the bands.
+// recomputes t, the normalised x, and (for the rv rows on each side that reach into the band) grad_t. Sums run over
+// taps and channels in one fixed order, whatever the bands.
 namespace stylekern::STYLEKERN_TARGET {
 
 template <class T, int K>
@@ -86,8 +86,7 @@ class StyleKernelConvBackward {
         }
         if (!need_v && !grad_x) continue;
         grad_t_.resize(size_t((i1 - i0) * padded_));
-        for (int64_t i = i0; i < i1; ++i)
-          grad_t_row(grad + i * p_.grad.row, u_row(i), padded_row(grad_t_, i - i0));
+        for (int64_t i = i0; i < i1; ++i) grad_t_row(grad + i * p_.grad.row, u_row(i), padded_row(grad_t_, i - i0));
         if (need_v)
           each_own_row([&](int64_t i, int64_t at) {
             vertical_filter_row(padded_row(grad_t_, i - i0) + p_.rh(), x_.row(i), grad_v + at, tap_stride,
@@ -98,8 +97,8 @@ class StyleKernelConvBackward {
       } else {
         if (need_v || need_u)
           each_own_row([&](int64_t i, int64_t at) {
-            outer_filter_rows(grad + i * p_.grad.row, i, need_v ? grad_v + at : nullptr,
-                              need_u ? grad_u + at : nullptr, tap_stride, first_channel);
+            outer_filter_rows(grad + i * p_.grad.row, i, need_v ? grad_v + at : nullptr, need_u ? grad_u + at : nullptr,
+                              tap_stride, first_channel);
           });
         if (grad_x)
           for (int64_t i = i0; i < i1; ++i) outer_input_rows(grad + i * p_.grad.row, i, grad_x);
@@ -130,7 +129,8 @@ class StyleKernelConvBackward {
     });
   }
 
-  // grad_t[q] = sum over j, b with pad(j+b-rh) = q of horizontal[b,j] * g[j]: gathered before the border rule, then folded
+  // grad_t[q] = sum over j, b with pad(j+b-rh) = q of horizontal[b,j] * g[j]: gathered before the border rule, then
+  // folded
   void grad_t_row(const T* g, const T* u, A* grad_t) {
     for_vectors<A>(p_.w + 2 * p_.rh(), [&](int64_t q, auto) {
       Vec<A> sum{};

@@ -17,19 +17,23 @@ def shape(x: Tensor) -> str:
     return str(list(x.shape))
 
 
-def check_tensors(operator: str, tensors: dict[str, tuple[Any, int, str]]) -> None:
-    """Checks type, dimensions, dtype and device of named tensors against the first.
+def check_tensors(operator: str, tensors: dict[str, tuple[Any, int, str]]) -> torch.dtype | None:
+    """Checks type, dimensions, dtype and device of named tensors.
 
     Args:
         operator: For messages.
-        tensors: name -> (value, dimensions, shape in words).
+        tensors: name -> (value, dimensions, shape in words). The first decides the device, and the dtype unless
+            autocast does.
+
+    Returns:
+        The dtype to cast all of them to, where autocast is on for the device; None where they stay. float64 stays.
 
     Raises:
-        TypeError: Not a dense tensor; a dtype that is not floating point; dtypes that differ.
+        TypeError: Not a dense tensor; a dtype that is not floating point; dtypes that differ outside of autocast.
         ValueError: A wrong number of dimensions.
         RuntimeError: Devices that differ.
     """
-    first_name, first = "", None
+    first_name, first, cast = "", None, None
     for name, (x, dims, words) in tensors.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{operator}: {name} must be a tensor {words}, got {type(x).__name__}")
@@ -37,18 +41,23 @@ def check_tensors(operator: str, tensors: dict[str, tuple[Any, int, str]]) -> No
             raise TypeError(f"{operator}: {name} must be a dense tensor, got layout {x.layout}; call .to_dense()")
         if x.dim() != dims:
             raise ValueError(f"{operator}: {name} must be {words}, got shape {shape(x)}")
+        dtype = x.dtype
+        if dtype not in DTYPES:
+            raise TypeError(f"{operator}: {name} must be float32, float64, float16 or bfloat16, got {dtype}")
         if first is None:
             first_name, first = name, x
-            if x.dtype not in DTYPES:
-                raise TypeError(f"{operator}: {name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
-        if x.dtype is not first.dtype and x.dtype != first.dtype:
+            if dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+                cast = torch.get_autocast_dtype(x.device.type)
+            continue
+        if dtype != first.dtype and (cast is None or dtype == torch.float64):
             raise TypeError(
-                f"{operator}: {name} is {x.dtype}, but {first_name} is {first.dtype}; convert one, or use autocast"
+                f"{operator}: {name} is {dtype}, but {first_name} is {first.dtype}; convert one, or use autocast"
             )
         if x.device != first.device:
             raise RuntimeError(
                 f"{operator}: {name} is on {x.device}, but {first_name} is on {first.device}; move one with .to()"
             )
+    return cast
 
 
 def check_option(operator: str, name: str, value: str, options: Sequence[str]) -> None:
@@ -67,13 +76,3 @@ def refuse_forward_mode(operator: str, *tensors: Tensor | None) -> None:
                 f"{operator} has no forward-mode derivative (jvp); use reverse mode, "
                 'or `stylekern.use_backend("reference")`, which is plain torch'
             )
-
-
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in the autocast dtype of the first one's device, where autocast is on; float64 stays."""
-    first = tensors[0]
-    assert first is not None
-    if first.dtype == torch.float64 or not torch.is_autocast_enabled(first.device.type):
-        return tensors
-    dtype = torch.get_autocast_dtype(first.device.type)
-    return tuple(x if x is None else x.to(dtype) for x in tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,10 +40,11 @@ class Operator:
     fake: Callable[..., Any]
     backward_fake: Callable[..., Any]
     setup_context: Callable[..., None]
-    backward: Callable[..., Sequence[Tensor | None]]
+    backward: Callable[..., tuple[Tensor | None, ...]]
     reference: Callable[..., Tensor]
     preference: tuple[str, ...] = _backends.BACKENDS
     _ops: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    _choices: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for backend, namespace in NAMESPACES.items():
@@ -52,10 +53,14 @@ class Operator:
             elif _library.missing:
                 continue
             self._register(backend, namespace)
+        self._choices.update(_backends.choices(self.name, self.preference))
 
     def __call__(self, *args: Any) -> Tensor:
         """Runs the forward op of the backend that `choose` names; the first argument decides the device."""
-        backend = _backends.choose(self.name, args[0].device.type, self.preference)
+        asked, device = _backends.asked(), args[0].device.type
+        backend = self._choices.get((asked, device))
+        if backend is None:
+            backend = _backends.resolve(asked, self.name, device, self.preference)
         if backend == "reference":
             return self.reference(*args)
         output: Tensor = self._ops[backend](*args)[0]
@@ -83,10 +88,10 @@ class Operator:
         forward_name, backward_name = f"{namespace}::{self.name}", f"{namespace}::{self.name}_backward"
         run_backward = getattr(ops, f"{self.name}_backward").default
 
-        def backward(ctx: Any, *grads: Tensor | None) -> Sequence[Tensor | None]:
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return self.backward(ctx, run_backward, *grads)
 
-        def refuse(ctx: Any, *grads: Tensor | None) -> Sequence[Tensor | None]:
+        def refuse(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             raise RuntimeError(
                 f"stylekern.{self.name} is differentiable once: its gradient has no gradient. "
                 'Within `stylekern.use_backend("reference")` it is plain torch, and has all of them.'

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import autocast, check_option, check_tensors, refuse_forward_mode, shape
+from stylekern.ops._checks import check_option, check_tensors, refuse_forward_mode, shape
 from stylekern.ops._operator import Operator
 
 PADDING_MODES = ("reflect", "replicate", "zeros", "none")
@@ -66,7 +66,7 @@ def style_kernel_conv(
     Deterministic, forward and backward. Gradients once, for input, vertical, horizontal and bias: saved are the inputs,
     mean and reciprocal deviation; the rest is computed again. Under autocast all tensors take the autocast dtype.
     """
-    check_tensors(
+    cast = check_tensors(
         "style_kernel_conv",
         {
             "input": (input, 4, "[N, C, H, W]"),
@@ -78,7 +78,9 @@ def style_kernel_conv(
     _check_options(padding_mode, composition, normalize)
     _check_shapes(input, vertical, horizontal, bias, padding_mode, normalize, correction)
     refuse_forward_mode("style_kernel_conv", input, vertical, horizontal, bias)
-    input, vertical, horizontal, bias = autocast(input, vertical, horizontal, bias)
+    if cast is not None:
+        input, vertical, horizontal = input.to(cast), vertical.to(cast), horizontal.to(cast)
+        bias = None if bias is None else bias.to(cast)
     return OPERATOR(input, vertical, horizontal, bias, padding_mode, composition, normalize, eps, correction)
 
 
@@ -189,13 +191,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(
     ctx: Any, run: Callable[..., Any], grad: Tensor | None, *_statistics: Tensor | None
-) -> Sequence[Tensor | None]:
-    no_gradient: list[Tensor | None] = [None] * 9
+) -> tuple[Tensor | None, ...]:
+    gradients: list[Tensor | None] = [None] * 9
     if grad is None:
-        return no_gradient
+        return tuple(gradients)
     input, vertical, horizontal, mean, rstd = ctx.saved_tensors
     needed = ctx.needs_input_grad[:3]
-    gradients = no_gradient
     if any(needed):
         computed = run(grad, input, vertical, horizontal, mean, rstd, *ctx.options, *needed)
         gradients[:3] = [x if need else None for x, need in zip(computed, needed, strict=True)]
@@ -203,7 +204,7 @@ def _backward(
         # y = ... + bias[i,j]: the gradient itself, summed over the channels that share a bias
         shared = ctx.bias_planes != input.shape[1]
         gradients[3] = grad.unflatten(1, (ctx.bias_planes, -1)).sum(2) if shared else grad
-    return gradients
+    return tuple(gradients)
 
 
 def _reference(

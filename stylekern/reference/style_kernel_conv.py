@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -28,12 +30,13 @@ def style_kernel_conv(
 
     rows = pad(x, kv // 2, dim=-2, mode=padding_mode)
     if composition == "sequential":
-        t = sum(v[a] * rows[..., a : a + h, :] for a in range(kv))
+        t = reduce(torch.add, (v[a] * rows[..., a : a + h, :] for a in range(kv)))
         t = pad(t, kh // 2, dim=-1, mode=padding_mode)
-        y = sum(u[b] * t[..., b : b + w] for b in range(kh))
+        y = reduce(torch.add, (u[b] * t[..., b : b + w] for b in range(kh)))
     else:
         window = pad(rows, kh // 2, dim=-1, mode=padding_mode)
-        y = sum(v[a] * u[b] * window[..., a : a + h, b : b + w] for a in range(kv) for b in range(kh))
+        taps = ((a, b) for a in range(kv) for b in range(kh))
+        y = reduce(torch.add, (v[a] * u[b] * window[..., a : a + h, b : b + w] for a, b in taps))
     if bias is not None:
         y = y + bias.reshape(n, g, bias.shape[1] // g if g else 0, h, w)
     return y.reshape(n, c, h, w)

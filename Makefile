@@ -1,0 +1,39 @@
+# Commands for a checkout. Everything is installed into .venv; PYTHON picks the interpreter that makes it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# nvcc alone builds CUDA kernels too; here that takes minutes which a machine without a GPU has no use for.
+export STYLEKERN_BUILD ?= $(if $(shell command -v nvidia-smi),auto,cpu)
+
+.PHONY: demo test bench lint types gpu clean
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python examples/painterly.py $(PICTURE)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.cpp' 'tests/*.h')
+
+types: $(VENV)/.installed-lint
+	$(BIN)/mypy
+
+# On a machine with a GPU, with the python3 and torch found there: build in place, test, sanitize, time.
+gpu:
+	$(PYTHON) tools/gpu.py
+
+clean:
+	rm -rf build $(VENV) stylekern/*.so *.egg-info
+
+SOURCES := $(shell find csrc tools stylekern triton_kernels -name '*.[chp]*' -not -name '*.pyc' -not -name '*.so') setup.py pyproject.toml
+$(VENV)/.installed-%: $(SOURCES) constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	touch $@

@@ -1,0 +1,5 @@
+"""`python -m stylekern`."""
+
+from stylekern.cli import main
+
+main()

@@ -1,0 +1,235 @@
+"""What every operator must do. An operator's tests subclass `OperatorSuite` and add what is its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import stylekern
+from stylekern import _backends
+from stylekern.ops import OPERATORS
+
+#: The error's norm over the truth's. One table for every operator: float32 sums in float32, 16-bit types round once.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.clone(memory_format=torch.contiguous_format),
+    "channels_last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
+    "permuted": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "sliced": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+    "strided": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "misaligned": lambda x: torch.cat([x.new_zeros(1), x.reshape(-1)])[1:].view(x.shape),
+}
+
+
+@dataclass
+class Case:
+    """Arguments in float64: tensors by name (None stays None), and options."""
+
+    tensors: dict[str, Tensor | None]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, device: str, dtype: torch.dtype, layout: str = "contiguous") -> Case:
+        change = LAYOUTS[layout]
+        moved = {k: None if x is None else change(x.to(device, dtype)) for k, x in self.tensors.items()}
+        return Case({k: None if x is None else x.detach().requires_grad_() for k, x in moved.items()}, self.options)
+
+
+def relative_error(given: Tensor, truth: Tensor) -> float:
+    """The norm of the difference over the norm of the truth; NaN is an infinite error."""
+    difference = (given.double().cpu() - truth.double().cpu()).norm().item()
+    return math.inf if math.isnan(difference) else difference / max(truth.double().norm().item(), 1e-30)
+
+
+def assert_close(given: Tensor, truth: Tensor, dtype: torch.dtype, what: str) -> None:
+    """Within the table's tolerance, pointing the same way, and not off to one side."""
+    assert given.dtype == dtype and given.shape == truth.shape, what
+    if truth.numel() == 0:
+        return
+    error = relative_error(given, truth)
+    assert error <= TOLERANCE[dtype], f"{what}: relative error {error:.2e}"
+    bias = (given.double().cpu() - truth.double().cpu()).mean().abs() / truth.double().cpu().abs().mean().clamp_min(
+        1e-30
+    )
+    assert bias <= 4 * TOLERANCE[dtype], f"{what}: signed bias {bias:.2e}"
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN, so that a value which no kernel writes cannot pass; inputs differ from test to test."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+class OperatorSuite:
+    """Subclasses set the operator's name, its functions, and its cases."""
+
+    name: str
+    function: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    cases: dict[str, Callable[[], Case]]
+    typical: str  # the case that the tests of layouts, dtypes and torch's features use
+    bad: dict[str, tuple[Callable[[], tuple[tuple[Any, ...], dict[str, Any]]], type[Exception], str]]
+
+    @pytest.fixture(params=["compiled", "triton", "reference"])
+    def backend(self, request: pytest.FixtureRequest) -> Iterator[str]:
+        reason = _backends.why_not(request.param, self.name, "cuda" if torch.cuda.is_available() else "cpu")
+        if reason:
+            pytest.skip(f"{request.param}: {reason}")
+        with stylekern.use_backend(request.param):
+            yield request.param
+
+    def run(self, function: Callable[..., Tensor], case: Case, upstream: Tensor) -> list[Tensor]:
+        """The output, and the gradient of every tensor."""
+        output = function(**case.tensors, **case.options)
+        wanted = [x for x in case.tensors.values() if x is not None]
+        return [output, *torch.autograd.grad(output, wanted, upstream.to(output))]
+
+    def check(self, case: Case, device: str, dtype: torch.dtype, layout: str = "contiguous") -> None:
+        ours = case.to(device, dtype, layout)
+        truth = Case(
+            {k: None if x is None else x.detach().double().cpu().requires_grad_() for k, x in ours.tensors.items()},
+            case.options,
+        )
+        shape = type(self).reference(**truth.tensors, **truth.options).shape
+        upstream = torch.randn(shape, dtype=torch.float64).to(dtype).double()
+        given, expected = self.run(type(self).function, ours, upstream), self.run(type(self).reference, truth, upstream)
+        names = ["output", *(f"grad_{k}" for k, x in case.tensors.items() if x is not None)]
+        for name, a, b in zip(names, given, expected, strict=True):
+            assert_close(a, b, dtype, name)
+        assert given[0].is_contiguous()
+
+    @pytest.fixture(params=DEVICES)
+    def device(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    def test_equals_the_definition(self, case_name: str, backend: str, device: str) -> None:
+        self.check(self.cases[case_name](), device, torch.float32)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+    def test_takes_every_dtype(self, dtype: torch.dtype, backend: str, device: str) -> None:
+        self.check(self.cases[self.typical](), device, dtype)
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_takes_every_layout(self, layout: str, backend: str, device: str) -> None:
+        self.check(self.cases[self.typical](), device, torch.float32, layout)
+
+    def test_gradients_by_finite_differences(self, backend: str, device: str) -> None:
+        case = self.cases[self.typical]().to(device, torch.float64)
+        given = {k: x for k, x in case.tensors.items() if x is not None}
+        fixed = {k: x for k, x in case.tensors.items() if x is None}
+        assert torch.autograd.gradcheck(
+            lambda *xs: type(self).function(**dict(zip(given, xs, strict=True)), **fixed, **case.options),
+            tuple(given.values()),
+            fast_mode=True,
+        )
+
+    def test_each_gradient_alone(self, backend: str, device: str) -> None:
+        case = self.cases[self.typical]().to(device, torch.float32)
+        output = type(self).function(**case.tensors, **case.options)
+        upstream = torch.randn_like(output)
+        everything = torch.autograd.grad(output, [x for x in case.tensors.values() if x is not None], upstream)
+        for (name, x), expected in zip(case.tensors.items(), everything, strict=True):
+            tensors = {k: y if k == name or y is None else y.detach() for k, y in case.tensors.items()}
+            (alone,) = torch.autograd.grad(type(self).function(**tensors, **case.options), [x], upstream)
+            assert torch.equal(alone, expected), name
+
+    def test_same_bits_twice(self, backend: str, device: str) -> None:
+        case = self.cases[self.typical]().to(device, torch.float32)
+        upstream = torch.randn_like(type(self).function(**case.tensors, **case.options))
+        first, second = (self.run(type(self).function, case, upstream) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    def test_inputs_are_left_alone(self, backend: str, device: str) -> None:
+        case = self.cases[self.typical]().to(device, torch.float32)
+        before = [x.detach().clone() for x in case.tensors.values() if x is not None]
+        self.run(type(self).function, case, torch.randn_like(type(self).function(**case.tensors, **case.options)))
+        after = [x for x in case.tensors.values() if x is not None]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    def test_compiles_without_a_graph_break(self, backend: str, device: str) -> None:
+        if backend == "triton" and device == "cpu":
+            pytest.skip("interpreted Triton does not run under fake tensors")
+        case = self.cases[self.typical]().to(device, torch.float32)
+
+        def doubled(**tensors: Tensor) -> Tensor:
+            return 2 * type(self).function(**tensors, **case.options)
+
+        torch._dynamo.reset()
+        compiled = torch.compile(doubled, fullgraph=True, backend="aot_eager")
+        upstream = torch.randn_like(doubled(**case.tensors))
+        expected = self.run(doubled, Case(case.tensors), upstream)
+        for a, b in zip(self.run(compiled, Case(case.tensors), upstream), expected, strict=True):
+            assert relative_error(a, b) <= TOLERANCE[torch.float32]
+
+    def test_autocast_decides_the_dtype(self, backend: str, device: str) -> None:
+        case = self.cases[self.typical]().to(device, torch.float32)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            output = type(self).function(**case.tensors, **case.options)
+        assert output.dtype == torch.bfloat16
+        narrow = {k: None if x is None else x.bfloat16() for k, x in case.tensors.items()}
+        assert torch.equal(output, type(self).function(**narrow, **case.options))
+
+    def test_second_derivatives_are_refused(self, backend: str, device: str) -> None:
+        if backend == "reference":
+            pytest.skip("the reference is plain torch, and has them")
+        case = self.cases[self.typical]().to(device, torch.float32)
+        output = type(self).function(**case.tensors, **case.options)
+        first = next(iter(case.tensors.values()))
+        assert first is not None
+        (grad,) = torch.autograd.grad(output.square().sum(), first, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiable once"):
+            grad.sum().backward()
+
+    def test_forward_mode_is_refused(self, device: str) -> None:
+        case = self.cases[self.typical]().to(device, torch.float32)
+        tensors = {k: None if x is None else x.detach() for k, x in case.tensors.items()}
+        with torch.autograd.forward_ad.dual_level():
+            name, x = next((k, x) for k, x in tensors.items() if x is not None)
+            tensors[name] = torch.autograd.forward_ad.make_dual(x, x)
+            with pytest.raises(RuntimeError, match="jvp"):
+                type(self).function(**tensors, **case.options)
+
+    def test_schemas_of_library_and_python_agree(self) -> None:
+        if _backends.why_no_compiled(self.name, "cpu"):
+            pytest.skip("nothing is compiled")
+        for name in (self.name, f"{self.name}_backward"):
+            compiled = getattr(torch.ops.stylekern, name).default._schema
+            python = getattr(torch.ops.stylekern_triton, name).default._schema
+            assert str(compiled).split("::")[1] == str(python).split("::")[1]
+
+    def test_bad_input_is_named(self, bad_name: str) -> None:
+        make, error, message = self.bad[bad_name]
+        arguments, options = make()
+        with pytest.raises(error, match=message):
+            type(self).function(*arguments, **options)
+
+    @pytest.mark.cuda
+    def test_runs_on_the_current_stream(self) -> None:
+        case = self.cases[self.typical]().to("cuda", torch.float32)
+        expected = type(self).function(**case.tensors, **case.options)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)  # long enough that a launch on another stream would overtake the copies
+            late = {k: None if x is None else x.detach().clone() for k, x in case.tensors.items()}
+            output = type(self).function(**late, **case.options)
+        stream.synchronize()
+        assert torch.equal(output, expected)
+
+    def test_is_in_the_table(self) -> None:
+        assert self.name in OPERATORS
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrises by the subclass's own cases; a test module imports this name."""
+    if "case_name" in metafunc.fixturenames:
+        metafunc.parametrize("case_name", metafunc.cls.cases)
+    if "bad_name" in metafunc.fixturenames:
+        metafunc.parametrize("bad_name", metafunc.cls.bad)

@@ -1,0 +1,206 @@
+"""style_kernel_conv keeps its contract on every backend."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.library import opcheck
+
+from stylekern import reference
+from stylekern.ops import OPERATORS, style_kernel_conv
+
+from .suite import Case, OperatorSuite, poisoned_memory, pytest_generate_tests, relative_error  # noqa: F401
+
+
+def make(
+    n: int = 2,
+    c: int = 4,
+    g: int = 4,
+    kv: int = 3,
+    kh: int = 3,
+    h: int = 7,
+    w: int = 19,
+    bias: str | None = "channel",
+    **options: Any,
+) -> Case:
+    """Random arguments; the filters and a bias a group are views of one packed prediction."""
+    grown = (kv - 1, kh - 1) if options.get("padding_mode") == "none" else (0, 0)
+    packed = torch.randn(n, g, kv + kh + 1, h, w, dtype=torch.float64)
+    biases: dict[str | None, Tensor | None] = {
+        None: None,
+        "group": packed[:, :, -1],
+        "channel": torch.randn(n, c, h, w, dtype=torch.float64),
+    }
+    x = torch.randn(n, c, h + grown[0], w + grown[1], dtype=torch.float64)
+    tensors = {
+        "input": x,
+        "vertical": packed[:, :, :kv],
+        "horizontal": packed[:, :, kv : kv + kh],
+        "bias": biases[bias],
+    }
+    return Case(tensors, options)
+
+
+def cases() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    modes = itertools.product(("sequential", "outer"), ("reflect", "replicate", "zeros", "none"), (False, True))
+    for composition, padding, normalize in modes:
+        if padding == "none" and (composition == "sequential" or normalize):
+            continue
+        options = {"composition": composition, "padding_mode": padding, "normalize": normalize}
+        name = f"{composition}-{padding}" + ("-normalize" if normalize else "")
+        found[name] = lambda o=options: make(**o)
+        found[f"{name}-5x3-two-groups"] = lambda o=options: make(g=2, kv=5, kh=3, bias="group", **o)
+        found[f"{name}-1x7-one-group"] = lambda o=options: make(g=1, kv=1, kh=7, bias=None, **o)
+    found |= {
+        "one-pixel": lambda: make(h=1, w=1, padding_mode="replicate"),
+        "one-row": lambda: make(h=1, w=40, padding_mode="zeros"),
+        "one-column": lambda: make(h=40, w=1, padding_mode="replicate"),
+        "one-channel": lambda: make(n=1, c=1, g=1),
+        "as-small-as-reflect-goes": lambda: make(h=2, w=2, normalize=True),
+        "wider-than-a-vector": lambda: make(n=1, c=2, g=2, h=5, w=131, normalize=True, correction=1),
+        "many-tiles": lambda: make(n=1, c=2, g=1, h=70, w=33, normalize=True),
+        "51-taps": lambda: make(n=1, c=2, g=1, kv=51, kh=51, h=26, w=27),
+        "51-taps-outer": lambda: make(n=1, c=2, g=1, kv=51, kh=51, h=4, w=5, composition="outer", padding_mode="none"),
+        "empty-batch": lambda: make(n=0),
+        "empty-height": lambda: make(h=0),
+        "empty-width": lambda: make(w=0, normalize=True),
+        "no-channels": lambda: make(c=0, g=2),
+    }
+    return found
+
+
+def call(**changes: Any) -> Any:
+    """Arguments of a call, float32, some of them replaced; values that are functions change the tensor."""
+
+    def build() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        tensors: dict[str, Any] = {k: None if x is None else x.float() for k, x in make().tensors.items()}
+        for name in list(tensors):
+            if name in changes:
+                change = changes[name]
+                tensors[name] = change(tensors[name]) if callable(change) else change
+        return tuple(tensors.values()), {k: v for k, v in changes.items() if k not in tensors}
+
+    return build
+
+
+class TestStyleKernelConv(OperatorSuite):
+    name = "style_kernel_conv"
+    function = staticmethod(style_kernel_conv)
+    reference = staticmethod(reference.style_kernel_conv)
+    cases = cases()
+    typical = "sequential-reflect-normalize"
+    bad = {
+        "not-a-tensor": (call(input=[1.0]), TypeError, "input must be a tensor .* got list"),
+        "integers": (call(input=lambda x: x.int()), TypeError, "input must be float32, .* got torch.int32"),
+        "sparse": (call(input=lambda x: x.to_sparse()), TypeError, "input must be a dense tensor"),
+        "dtypes-differ": (call(vertical=lambda x: x.half()), TypeError, "vertical is torch.float16, but input is"),
+        "devices-differ": (call(bias=lambda x: x.to("meta")), RuntimeError, "bias is on meta, but input is on cpu"),
+        "three-dimensions": (call(input=lambda x: x[0]), ValueError, r"input must be \[N, C, H, W\], got shape \[4, 7"),
+        "even-taps": (call(vertical=lambda x: x[:, :, :2]), ValueError, "vertical must have an odd number .* got 2"),
+        "too-many-taps": (
+            call(horizontal=lambda x: x.repeat(1, 1, 18, 1, 1)[:, :, :53]),
+            ValueError,
+            "horizontal must have an odd number of taps, 1 to 51, got 53",
+        ),
+        "no-taps": (call(horizontal=lambda x: x[:, :, :0]), ValueError, "odd number of taps, 1 to 51, got 0"),
+        "filters-differ": (call(horizontal=lambda x: x[..., :5]), ValueError, "must agree but for their taps"),
+        "sizes-differ": (call(input=lambda x: x[..., :5]), ValueError, r"input must be \[2, C, 7, 19\], got \[2, 4, 7, 5\]"),
+        "groups-do-not-divide": (call(input=lambda x: x[:, :3]), ValueError, "4 groups must divide the input's 3 channels"),
+        "bias-shape": (call(bias=lambda x: x[:, :2]), ValueError, r"bias must be \[2, 4, 7, 19\]"),
+        "padding-name": (call(padding_mode="mirror"), ValueError, "padding_mode must be one of reflect, .* got 'mirror'"),
+        "composition-name": (call(composition="inner"), ValueError, "composition must be one of sequential, outer"),
+        "none-sequential": (call(padding_mode="none"), ValueError, "padded already"),
+        "reflect-too-small": (
+            lambda: (tuple(make(h=1, w=9).tensors.values()), {}),
+            ValueError,
+            "reflect padding needs k // 2 < size, got 3 x 3 taps on 1 x 9 pixels",
+        ),
+        "variance-undefined": (
+            lambda: (tuple(make(h=1, w=1).tensors.values()), {"padding_mode": "zeros", "normalize": True, "correction": 1}),
+            ValueError,
+            "variance of 1 x 1 pixels with correction=1 is not defined",
+        ),
+    }  # fmt: skip
+
+    def test_the_compositions_differ(self, backend: str) -> None:
+        tensors = make().to("cpu", torch.float32).tensors
+        sequential, outer = (style_kernel_conv(**tensors, composition=c) for c in ("sequential", "outer"))
+        assert relative_error(outer, sequential) > 0.5
+
+    def test_constant_filters_are_a_separable_convolution(self, backend: str) -> None:
+        x = torch.randn(1, 3, 9, 11)
+        v, u = torch.randn(3), torch.randn(5)
+        filters = [k[None, None, :, None, None].expand(1, 3, -1, 9, 11) for k in (v, u)]
+        kernel = torch.outer(v, u).expand(3, 1, 3, 5)
+        expected = torch.nn.functional.conv2d(x, kernel, padding=(1, 2), groups=3)
+        assert relative_error(style_kernel_conv(x, *filters, padding_mode="zeros"), expected) < 2e-6
+
+    def test_a_large_mean_costs_no_more_digits_than_plain_torch(self, backend: str) -> None:
+        case = make(c=2, g=2, h=32, w=32, normalize=True).to("cpu", torch.float32)
+        x = (case.tensors["input"].detach() + 1000).float()  # type: ignore[union-attr]
+        filters = {k: t.detach() for k, t in case.tensors.items() if k != "input" and t is not None}
+        truth = reference.style_kernel_conv(x.double(), **{k: t.double() for k, t in filters.items()}, normalize=True)
+        plain = reference.style_kernel_conv(x, **filters, normalize=True)
+        ours = style_kernel_conv(x, **filters, normalize=True)
+        assert relative_error(ours, truth) <= 2 * relative_error(plain, truth)
+
+    @pytest.mark.parametrize("threads", [1, 2, 5])
+    def test_threads_do_not_change_a_bit(self, threads: int) -> None:
+        before = torch.get_num_threads()
+        case = make(n=1, c=4, g=1, h=90, w=70, normalize=True).to("cpu", torch.bfloat16)
+        upstream = torch.randn(1, 4, 90, 70)
+        try:
+            torch.set_num_threads(1)
+            expected = self.run(style_kernel_conv, case, upstream)
+            torch.set_num_threads(threads)
+            given = self.run(style_kernel_conv, case, upstream)
+        finally:
+            torch.set_num_threads(before)
+        assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))
+
+    @pytest.mark.parametrize("composition", ["sequential", "outer"])
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+    def test_opcheck(self, composition: str, layout: str) -> None:
+        tensors = make().to("cpu", torch.float32, layout).tensors
+        for op in OPERATORS[self.name]._ops.values():
+            opcheck(op, (*tensors.values(), "reflect", composition, True, 1e-5, 0))
+
+    def test_opcheck_empty(self) -> None:
+        tensors = make(n=0).to("cpu", torch.float32).tensors
+        for op in OPERATORS[self.name]._ops.values():
+            opcheck(op, (*tensors.values(), "reflect", "sequential", False, 1e-5, 0))
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        n=st.integers(0, 2),
+        g=st.integers(1, 3),
+        per_group=st.integers(1, 3),
+        kv=st.sampled_from([1, 3, 5, 9]),
+        kh=st.sampled_from([1, 3, 7]),
+        h=st.integers(1, 40),
+        w=st.integers(1, 40),
+        padding=st.sampled_from(["reflect", "replicate", "zeros"]),
+        composition=st.sampled_from(["sequential", "outer"]),
+        bias=st.sampled_from([None, "group", "channel"]),
+        normalize=st.booleans(),
+    )
+    def test_any_shape(
+        self, n: int, g: int, per_group: int, kv: int, kh: int, h: int, w: int, padding: str, composition: str,
+        bias: str | None, normalize: bool,
+    ) -> None:  # fmt: skip
+        if padding == "reflect":
+            h, w = max(h, kv // 2 + 1), max(w, kh // 2 + 1)
+        case = make(
+            n, g * per_group, g, kv, kh, h, w, bias, padding_mode=padding, composition=composition, normalize=normalize
+        )
+        # A plane of one or two values has a variance near zero, by which both computations divide.
+        if normalize and h * w < 6:
+            case.options["eps"] = 1.0
+        self.check(case, "cpu", torch.float32)
