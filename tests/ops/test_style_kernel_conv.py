@@ -111,10 +111,22 @@ class TestStyleKernelConv(OperatorSuite):
         ),
         "no-taps": (call(horizontal=lambda x: x[:, :, :0]), ValueError, "odd number of taps, 1 to 51, got 0"),
         "filters-differ": (call(horizontal=lambda x: x[..., :5]), ValueError, "must agree but for their taps"),
-        "sizes-differ": (call(input=lambda x: x[..., :5]), ValueError, r"input must be \[2, C, 7, 19\], got \[2, 4, 7, 5\]"),
-        "groups-do-not-divide": (call(input=lambda x: x[:, :3]), ValueError, "4 groups must divide the input's 3 channels"),
+        "sizes-differ": (
+            call(input=lambda x: x[..., :5]),
+            ValueError,
+            r"input must be \[2, C, 7, 19\], got \[2, 4, 7, 5\]",
+        ),
+        "groups-do-not-divide": (
+            call(input=lambda x: x[:, :3]),
+            ValueError,
+            "4 groups must divide the input's 3 channels",
+        ),
         "bias-shape": (call(bias=lambda x: x[:, :2]), ValueError, r"bias must be \[2, 4, 7, 19\]"),
-        "padding-name": (call(padding_mode="mirror"), ValueError, "padding_mode must be one of reflect, .* got 'mirror'"),
+        "padding-name": (
+            call(padding_mode="mirror"),
+            ValueError,
+            "padding_mode must be one of reflect, .* got 'mirror'",
+        ),
         "composition-name": (call(composition="inner"), ValueError, "composition must be one of sequential, outer"),
         "none-sequential": (call(padding_mode="none"), ValueError, "padded already"),
         "reflect-too-small": (
@@ -123,11 +135,14 @@ class TestStyleKernelConv(OperatorSuite):
             "reflect padding needs k // 2 < size, got 3 x 3 taps on 1 x 9 pixels",
         ),
         "variance-undefined": (
-            lambda: (tuple(make(h=1, w=1).tensors.values()), {"padding_mode": "zeros", "normalize": True, "correction": 1}),
+            lambda: (
+                tuple(make(h=1, w=1).tensors.values()),
+                {"padding_mode": "zeros", "normalize": True, "correction": 1},
+            ),
             ValueError,
             "variance of 1 x 1 pixels with correction=1 is not defined",
         ),
-    }  # fmt: skip
+    }
 
     def test_the_compositions_differ(self, backend: str) -> None:
         tensors = make().to("cpu", torch.float32).tensors
