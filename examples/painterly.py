@@ -45,15 +45,21 @@ def blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def filters(picture: Tensor) -> tuple[Tensor, Tensor]:
-    """Vertical and horizontal filters, [1, 1, TAPS, H, W] each, that are wide along edges and narrow across them."""
-    grey = blur(picture.mean(1, keepdim=True), 1.0)
+    """Vertical and horizontal filters, [1, 1, TAPS, H, W] each: wide along edges, narrow across, stopping at them."""
+    grey = blur(picture.mean(1, keepdim=True), 0.7)
     gy, gx = torch.gradient(grey, dim=(2, 3))
-    jxx, jyy = (blur(g * g, 2.0) for g in (gx, gy))
+    jxx, jyy = (blur(g * g, 2.0) for g in (gx, gy))  # the diagonal of the structure tensor
     energy = jxx + jyy + 1e-5
-    widths = [0.4 + 2.6 * across / energy for across in (jxx, jyy)]  # a vertical edge has jxx: smooth along y
     t = torch.arange(TAPS, dtype=picture.dtype).view(1, 1, -1, 1, 1) - TAPS // 2
-    taps = [torch.exp(-(t**2) / (2 * (s[:, :, None] + 1e-3) ** 2)) for s in widths]
-    vertical, horizontal = (k / k.sum(2, keepdim=True) for k in taps)
+    found = []
+    for dim, across in ((2, jxx), (3, jyy)):  # a vertical edge has jxx: smooth along y
+        width = 0.5 + 3.5 * across / energy
+        side = (0, 0, TAPS // 2, TAPS // 2) if dim == 2 else (TAPS // 2, TAPS // 2, 0, 0)
+        neighbours = F.pad(grey, side, mode="replicate").unfold(dim, TAPS, 1).movedim(-1, 2)  # [1, 1, TAPS, H, W]
+        like = torch.exp(-((neighbours - grey[:, :, None]) ** 2) / (2 * 0.06**2))
+        taps = like * torch.exp(-(t**2) / (2 * width[:, :, None] ** 2))
+        found.append(taps / taps.sum(2, keepdim=True))
+    vertical, horizontal = found
     return vertical, horizontal
 
 

@@ -24,7 +24,8 @@ from stylekern.ops import style_kernel_conv as f
 for composition in ("sequential", "outer"):
     for shape in ((1, 2, 5, 7), (2, 4, 16, 32)):
         n, c, h, w = shape
-        xs = [torch.randn(s, device="cuda", requires_grad=True) for s in (shape, (n, c, 3, h, w), (n, c, 5, h, w), shape)]
+        shapes = (shape, (n, c, 3, h, w), (n, c, 5, h, w), shape)
+        xs = [torch.randn(s, device="cuda", requires_grad=True) for s in shapes]
         y = f(*xs, composition=composition, normalize=True)
         torch.autograd.grad(y, xs, torch.randn_like(y))
 torch.cuda.synchronize()

@@ -1,0 +1,161 @@
+"""The house keeps its rules: layers, lengths, one list of sources, an import that costs nothing."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = [
+    {"stylekern.cli", "stylekern.recipes"},
+    {"stylekern.models", "stylekern.compat"},
+    {"stylekern.losses", "stylekern.encoders", "stylekern.nn"},
+    {"stylekern.ops"},
+    {"stylekern.reference", "stylekern.triton_kernels"},
+]
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, cwd="/"
+    )
+
+
+def layer(module: str) -> int | None:
+    return next((i for i, names in enumerate(LAYERS) if any(re.match(rf"{n}(\.|$)", module) for n in names)), None)
+
+
+def test_arrows_run_one_way():
+    for path in (ROOT / "stylekern").rglob("*.py"):
+        own = layer(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+            for name in names:
+                theirs = layer(name)
+                assert own is None or theirs is None or theirs >= own, f"{path} imports {name}"
+
+
+def test_triton_kernels_import_torch_and_triton_only():
+    allowed = {"torch", "triton", "__future__", "collections", "contextlib", "math", "typing", "functools"}
+    for path in (ROOT / "triton_kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            assert {name.split(".")[0] for name in names} <= allowed, path
+
+
+def test_the_bare_name_triton_kernels_is_refused():
+    result = run("import triton_kernels", PYTHONPATH=str(ROOT))
+    assert result.returncode and "ImportError" in result.stderr and "stylekern" in result.stderr
+
+
+def test_no_file_is_longer_than_400_lines():
+    for folder in ("csrc", "stylekern", "triton_kernels", "tests", "benchmarks", "tools", "examples"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in {".py", ".cpp", ".h", ".cu", ".cuh"}:
+                assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_every_operator_has_all_its_rooms():
+    from stylekern.ops import OPERATORS
+
+    rooms = "stylekern/reference/{}.py csrc/cpu/{}.cpp triton_kernels/{}.py stylekern/ops/{}.py tests/ops/test_{}.py"
+    for name in OPERATORS:
+        for room in (*rooms.split(), "benchmarks/bench_{}.py", "docs/ops/{}.md"):
+            assert (ROOT / room.format(name)).is_file(), room.format(name)
+
+
+def test_setup_and_cmake_build_the_same_sources(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import build_library
+
+    cmake = (ROOT / "CMakeLists.txt").read_text()
+    patterns = [p for line in re.findall(r"file\(GLOB \w+ CONFIGURE_DEPENDS (.*)\)", cmake) for p in line.split()]
+    globbed = sorted(str(path.relative_to(ROOT)) for p in patterns for path in ROOT.glob(p))
+    assert globbed == build_library.sources("cuda")
+    assert any(name.endswith(".cu") for name in globbed)
+
+
+def test_unknown_build_modes_and_architectures_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import build_library
+
+    monkeypatch.setenv("STYLEKERN_BUILD", "gpu")
+    with pytest.raises(SystemExit, match="auto, none, cpu, cuda, got 'gpu'"):
+        build_library.build_mode()
+    assert build_library.gencode_flags("8.0;9.0+PTX")[-1] == "-gencode=arch=compute_90,code=compute_90"
+    with pytest.raises(build_library.BuildError, match="sm_90"):
+        build_library.gencode_flags("sm_90")
+
+
+def test_importing_the_operators_is_quick_and_touches_no_driver():
+    code = (
+        "import time, sys, torch; t = time.perf_counter(); import stylekern.ops; t = time.perf_counter() - t;"
+        "assert 'triton' not in sys.modules and 'torch._dynamo' not in sys.modules;"
+        "assert not torch.cuda.is_initialized(); print(t)"
+    )
+    seconds = min(float(run(code).stdout) for _ in range(3))
+    assert seconds < 0.2
+
+
+def test_without_a_library_the_reference_serves():
+    code = (
+        "import sys; sys.modules['stylekern._C'] = None; import torch\n"
+        "from stylekern.ops import style_kernel_conv as f\n"
+        "x, k = torch.randn(1, 2, 5, 6), torch.randn(1, 2, 3, 5, 6); print(f(x, k, k).shape)\n"
+        "import stylekern\n"
+        "with stylekern.use_backend('compiled'):\n  f(x, k, k)"
+    )
+    result = run(code)
+    assert "[1, 2, 5, 6]" in result.stdout
+    assert "backend 'compiled' cannot run on device cpu: the compiled library" in result.stderr
+
+
+def test_a_backend_of_another_name_is_refused():
+    import stylekern
+
+    with (
+        pytest.raises(ValueError, match="auto, compiled, triton, reference, got 'cudnn'"),
+        stylekern.use_backend("cudnn"),
+    ):
+        pass
+
+
+def test_info_says_who_serves_and_why_others_do_not():
+    result = run("from stylekern.cli import main; main(['info'])", TRITON_INTERPRET="0")
+    assert re.search(r"style_kernel_conv on cpu: \w+", result.stdout)
+    assert "not triton: Triton runs on a GPU" in result.stdout
+
+
+@pytest.mark.parametrize("target", ["baseline", "avx2"])
+def test_every_instruction_set_gives_the_same_result(target: str):
+    from stylekern import _library
+
+    if _library.missing:
+        pytest.skip(_library.missing)
+    code = (
+        "import torch; from stylekern import _library; from stylekern.ops import style_kernel_conv as f\n"
+        "from stylekern.reference import style_kernel_conv as ref; torch.manual_seed(0)\n"
+        "for dtype, bound in ((torch.float32, 2e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)):\n"
+        "  for composition in ('sequential', 'outer'):\n"
+        "    shapes = (2, 4, 9, 37), (2, 4, 3, 9, 37), (2, 4, 5, 9, 37)\n"
+        "    xs = [torch.randn(s).to(dtype).requires_grad_() for s in shapes]\n"
+        "    ds = [x.detach().double().requires_grad_() for x in xs]\n"
+        "    o = dict(composition=composition, normalize=True); g = torch.randn(2, 4, 9, 37).to(dtype)\n"
+        "    y, z = f(*xs, **o), ref(*ds, **o)\n"
+        "    ours, true = [y, *torch.autograd.grad(y, xs, g)], [z, *torch.autograd.grad(z, ds, g.double())]\n"
+        "    assert all((a.double() - b).norm() <= bound * b.norm() for a, b in zip(ours, true))\n"
+        "print(_library.build_options['cpu_target'])"
+    )
+    result = run(code, STYLEKERN_CPU_TARGET=target)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() in ("baseline", target)
