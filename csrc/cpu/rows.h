@@ -1,29 +1,69 @@
 // A row extended by the border rule, and the adjoint of that.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "../common/border.h"
 
 namespace stylekern {
 
-// Fills row[-halo .. -1] and row[w .. w+halo-1] from row[0 .. w-1].
-template <class A>
-inline void extend_row(A* row, int64_t w, int64_t halo, Padding padding) {
-  for (int64_t m = 1; m <= halo; ++m) {
-    const int64_t left = border_index(-m, w, padding), right = border_index(w - 1 + m, w, padding);
-    row[-m] = left < 0 ? A(0) : row[left];
-    row[w - 1 + m] = right < 0 ? A(0) : row[right];
+// The columns that a row's extension reads, looked up once: the rule costs more than the copy.
+class RowBorder {
+ public:
+  RowBorder(int64_t w, int64_t halo, Padding padding) : w_(w), left_(size_t(halo)), right_(size_t(halo)) {
+    for (int64_t m = 0; m < halo; ++m) {
+      left_[size_t(m)] = border_index(-1 - m, w, padding);
+      right_[size_t(m)] = border_index(w + m, w, padding);
+    }
   }
-}
 
-// Adds what lies in row[-halo .. -1] and row[w .. w+halo-1] to the samples that extend_row copies there.
-template <class A>
-inline void fold_row(A* row, int64_t w, int64_t halo, Padding padding) {
-  for (int64_t m = 1; m <= halo; ++m) {
-    const int64_t left = border_index(-m, w, padding), right = border_index(w - 1 + m, w, padding);
-    if (left >= 0) row[left] += row[-m];
-    if (right >= 0) row[right] += row[w - 1 + m];
+  // Fills row[-halo .. -1] and row[w .. w+halo-1] from row[0 .. w-1].
+  template <class A>
+  void extend(A* row) const {
+    for (int64_t m = 0; m < int64_t(left_.size()); ++m) {
+      const int64_t left = left_[size_t(m)], right = right_[size_t(m)];
+      row[-1 - m] = left < 0 ? A(0) : row[left];
+      row[w_ + m] = right < 0 ? A(0) : row[right];
+    }
   }
-}
+
+  // The adjoint: adds what lies outside of row[0 .. w-1] to the samples that extend copies there.
+  template <class A>
+  void fold(A* row) const {
+    for (int64_t m = 0; m < int64_t(left_.size()); ++m) {
+      const int64_t left = left_[size_t(m)], right = right_[size_t(m)];
+      if (left >= 0) row[left] += row[-1 - m];
+      if (right >= 0) row[right] += row[w_ + m];
+    }
+  }
+
+ private:
+  int64_t w_;
+  std::vector<int64_t> left_, right_;
+};
+
+// Rows of w values with room for a halo on both sides and a vector beyond; the first value of each is aligned to a
+// cache line, so that stores and the middle tap's loads never straddle two.
+template <class A>
+class PaddedRows {
+ public:
+  PaddedRows(int64_t w, int64_t halo) : before_(round_up(halo)), stride_(before_ + round_up(w + halo) + kLine) {}
+
+  void resize(int64_t rows) {
+    const size_t needed = size_t(rows * stride_ + kLine);
+    if (values_.size() < needed) values_.resize(needed);
+    const uintptr_t address = reinterpret_cast<uintptr_t>(values_.data()), line = kLine * sizeof(A);
+    first_ = values_.data() + (line - address % line) % line / sizeof(A) + before_;
+  }
+  A* row(int64_t i) const { return first_ + i * stride_; }
+
+ private:
+  static constexpr int64_t kLine = 64 / sizeof(A);
+  static int64_t round_up(int64_t x) { return (x + kLine - 1) / kLine * kLine; }
+
+  int64_t before_, stride_;
+  std::vector<A> values_;
+  A* first_ = nullptr;
+};
 
 }  // namespace stylekern

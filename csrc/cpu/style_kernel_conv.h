@@ -15,18 +15,19 @@ class InputTile {
 
   explicit InputTile(const StyleKernelConv& p)
       : p_(p),
-        halo_(p.composition == Composition::kOuter ? p.rh() : 0),
-        width_(p.w + 2 * halo_),
-        stride_(width_ + kLanes<A>),
-        zeros_(p.padding == Padding::kZeros ? stride_ : 0) {}
+        halo_(p.composition == Composition::kOuter && p.padding != Padding::kNone ? p.rh() : 0),
+        border_(p.w, halo_, p.padding),
+        values_(p.in_w, halo_),
+        zeros_(p.padding == Padding::kZeros ? size_t(p.in_w + 2 * halo_ + kLanes<A>) : 0) {}
 
-  // Loads rows [i0 - rv, i1 + rv) of a channel's plane; row(i) + a is then the row that tap a of output row i reads.
+  // Loads rows [i0 - rv, i1 + rv) of a channel's plane; row(i)[a] is then the row that tap a of output row i reads,
+  // from its leftmost column on.
   void fill(const T* plane, int64_t i0, int64_t i1, A mean, A rstd, bool normalize) {
     const int rv = p_.rv();
     first_ = i0 - rv;
     rows_.resize(size_t(i1 - i0 + 2 * rv));
-    const bool in_place = std::is_same_v<T, A> && !normalize && (halo_ == 0 || p_.padding == Padding::kNone);
-    if (!in_place) values_.resize(rows_.size() * size_t(stride_));
+    const bool in_place = std::is_same_v<T, A> && !normalize && halo_ == 0;
+    if (!in_place) values_.resize(i1 - i0 + 2 * rv);
     for (int64_t q = i0 - rv; q < i1 + rv; ++q) {
       const int64_t source = p_.padding == Padding::kNone ? q + rv : border_index(q, p_.h, p_.padding);
       const T* x = plane + source * p_.input.row;
@@ -45,20 +46,21 @@ class InputTile {
 
  private:
   const A* copy_row(const T* x, int64_t q, A mean, A rstd, bool normalize) {
-    A* const row = values_.data() + (q - first_) * stride_;
-    A* const inside = row + (p_.padding == Padding::kNone ? 0 : halo_);
+    A* const row = values_.row(q - first_);
     if (normalize) {
-      for_vectors<A>(p_.in_w, [&](int64_t j, auto count) { store(inside + j, (load(x + j, count) - mean) * rstd); });
+      for_vectors<A>(p_.in_w, [&](int64_t j, auto count) { store(row + j, (load(x + j, count) - mean) * rstd); });
     } else {
-      for_vectors<A>(p_.in_w, [&](int64_t j, auto count) { store(inside + j, load(x + j, count)); });
+      for_vectors<A>(p_.in_w, [&](int64_t j, auto count) { store(row + j, load(x + j, count)); });
     }
-    if (p_.padding != Padding::kNone) extend_row(inside, p_.w, halo_, p_.padding);
-    return row;
+    border_.extend(row);
+    return row - halo_;
   }
 
   StyleKernelConv p_;
-  int64_t halo_, width_, stride_, first_ = 0;
-  std::vector<A> values_, zeros_;
+  int64_t halo_, first_ = 0;
+  RowBorder border_;
+  PaddedRows<A> values_;
+  std::vector<A> zeros_;
   std::vector<const A*> rows_;
 };
 
@@ -68,7 +70,7 @@ class StyleKernelConvForward {
   using A = Acc<T>;
 
   explicit StyleKernelConvForward(const StyleKernelConvArgs<T>& args)
-      : args_(args), p_(args.problem), x_(p_), t_stride_(p_.w + 2 * p_.rh() + kLanes<A>) {}
+      : args_(args), p_(args.problem), x_(p_), border_(p_.w, p_.rh(), p_.padding), t_(p_.w, p_.rh()) {}
 
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1) {
     const int64_t cpg = p_.channels_per_group(), tile = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), 1);
@@ -99,12 +101,12 @@ class StyleKernelConvForward {
     }
   }
 
-  // Rows [i0, i1) of t; t_row(i - i0) is the first value of such a row, extended on both sides.
+  // Rows [i0, i1) of t; t_row(i - i0) is the first value of such a row, which the border rule extends on both sides.
   void vertical_rows(const T* v, const InputTile<T>& x, int64_t i0, int64_t i1) {
-    t_.resize(std::max(t_.size(), size_t((i1 - i0) * t_stride_)));
+    t_.resize(i1 - i0);
     for (int64_t i = i0; i < i1; ++i) vertical_row(v + i * p_.vertical.row, x.row(i), t_row(i - i0));
   }
-  A* t_row(int64_t i) { return t_.data() + i * t_stride_ + p_.rh(); }
+  A* t_row(int64_t i) const { return t_.row(i); }
 
  private:
   int kv() const { return K ? K : p_.kv; }
@@ -117,7 +119,7 @@ class StyleKernelConvForward {
       for (int a = 1; a < kv(); ++a) sum += load(v + a * p_.vertical.tap + j, count) * load(x[a] + j, count);
       store(t + j, sum);
     });
-    extend_row(t, p_.w, p_.rh(), p_.padding);
+    border_.extend(t);
   }
 
   // y[j] = sum_b horizontal[b,j] * t[j+b-rh] + bias[j]
@@ -146,8 +148,8 @@ class StyleKernelConvForward {
   StyleKernelConvArgs<T> args_;
   StyleKernelConv p_;
   InputTile<T> x_;
-  int64_t t_stride_;
-  std::vector<A> t_;
+  RowBorder border_;
+  PaddedRows<A> t_;
 };
 
 }  // namespace stylekern::STYLEKERN_TARGET

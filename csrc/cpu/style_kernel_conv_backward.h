@@ -15,7 +15,9 @@ class StyleKernelConvBackward {
         p_(args.problem),
         x_(p_),
         forward_({p_, args.input, args.vertical, args.horizontal}),
-        padded_(p_.w + 2 * p_.rh() + kLanes<A>),
+        border_(p_.w, p_.rh(), p_.padding),
+        grad_t_(p_.w, p_.rh()),
+        spread_(p_.w, p_.rh()),
         offset_(p_.padding == Padding::kNone ? p_.rv() : 0) {}
 
   // Rows [row0, row1) of grad_vertical and grad_horizontal, and of the gradient of the (normalised) x, whose dense
@@ -50,7 +52,6 @@ class StyleKernelConvBackward {
  private:
   int kv() const { return K ? K : p_.kv; }
   int kh() const { return K ? K : p_.kh; }
-  A* padded_row(std::vector<A>& rows, int64_t i) const { return rows.data() + i * padded_; }
   const T* v_row(int64_t i) const { return v_ + i * p_.vertical.row; }
   const T* u_row(int64_t i) const { return u_ + i * p_.horizontal.row; }
 
@@ -85,15 +86,14 @@ class StyleKernelConvBackward {
           });
         }
         if (!need_v && !grad_x) continue;
-        grad_t_.resize(size_t((i1 - i0) * padded_));
-        for (int64_t i = i0; i < i1; ++i) grad_t_row(grad + i * p_.grad.row, u_row(i), padded_row(grad_t_, i - i0));
+        grad_t_.resize(i1 - i0);
+        for (int64_t i = i0; i < i1; ++i) grad_t_row(grad + i * p_.grad.row, u_row(i), grad_t_.row(i - i0));
         if (need_v)
           each_own_row([&](int64_t i, int64_t at) {
-            vertical_filter_row(padded_row(grad_t_, i - i0) + p_.rh(), x_.row(i), grad_v + at, tap_stride,
-                                first_channel);
+            vertical_filter_row(grad_t_.row(i - i0), x_.row(i), grad_v + at, tap_stride, first_channel);
           });
         if (grad_x)
-          for (int64_t i = i0; i < i1; ++i) input_rows(i, padded_row(grad_t_, i - i0) + p_.rh(), grad_x);
+          for (int64_t i = i0; i < i1; ++i) input_rows(i, grad_t_.row(i - i0), grad_x);
       } else {
         if (need_v || need_u)
           each_own_row([&](int64_t i, int64_t at) {
@@ -136,9 +136,9 @@ class StyleKernelConvBackward {
       Vec<A> sum{};
       for (int b = 0; b < kh(); ++b)
         sum += load_window(u + b * p_.horizontal.tap, q - b, p_.w) * load_window(g, q - b, p_.w);
-      store(grad_t + q, sum);
+      store(grad_t - p_.rh() + q, sum);
     });
-    fold_row(grad_t + p_.rh(), p_.w, p_.rh(), p_.padding);
+    border_.fold(grad_t);
   }
 
   // grad_vertical[a,j] = sum over channels of grad_t[j] * x[a,j]
@@ -186,7 +186,8 @@ class StyleKernelConvBackward {
   // grad_x[pad(i+a-rv), q] += sum over j, b with pad(j+b-rh) = q of g[i,j] * vertical[a,i,j] * horizontal[b,i,j]
   void outer_input_rows(const T* g, int64_t i, A* grad_x) {
     const int rh = p_.rh();
-    spread_.resize(size_t(padded_));
+    spread_.resize(1);
+    A* const spread = spread_.row(0);
     for (int a = 0; a < kv(); ++a) {
       A* const row = target_row(grad_x, i, a);
       if (!row) continue;
@@ -196,15 +197,12 @@ class StyleKernelConvBackward {
         for (int b = 0; b < kh(); ++b)
           sum += load_window(g, q - b, p_.w) * load_window(v, q - b, p_.w) *
                  load_window(u + b * p_.horizontal.tap, q - b, p_.w);
-        store(spread_.data() + q, sum);
+        store(spread - rh + q, sum);
       });
-      const A* spread = spread_.data();
-      if (p_.padding != Padding::kNone) {
-        fold_row(spread_.data() + rh, p_.w, rh, p_.padding);
-        spread += rh;
-      }
+      const bool padded = p_.padding == Padding::kNone;  // then the row of grad_x has the halo's columns too
+      if (!padded) border_.fold(spread);
       for_vectors<A>(p_.in_w, [&](int64_t j, auto count) {
-        store(row + j, load(row + j, count) + load(spread + j, count), count);
+        store(row + j, load(row + j, count) + load(spread - (padded ? rh : 0) + j), count);
       });
     }
   }
@@ -223,11 +221,13 @@ class StyleKernelConvBackward {
   StyleKernelConv p_;
   InputTile<T> x_;
   StyleKernelConvForward<T, K> forward_;
-  int64_t padded_, offset_;
+  RowBorder border_;
+  PaddedRows<A> grad_t_, spread_;
+  int64_t offset_;
   int64_t n_ = 0, g_ = 0, row0_ = 0, row1_ = 0, own0_ = 0, own1_ = 0;
   const T *v_ = nullptr, *u_ = nullptr;
   A* grad_x_ = nullptr;
-  std::vector<A> grad_t_, spread_, filter_sums_;
+  std::vector<A> filter_sums_;
 };
 
 }  // namespace stylekern::STYLEKERN_TARGET
