@@ -11,7 +11,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/painterly.py $(PICTURE)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

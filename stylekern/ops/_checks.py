@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,13 @@ def shape(x: Tensor) -> str:
     return str(list(x.shape))
 
 
-def check_tensors(operator: str, tensors: dict[str, tuple[Any, int, str]]) -> torch.dtype | None:
+def check_tensors(operator: str, tensors: Iterable[tuple[str, Any, int, str]]) -> torch.dtype | None:
     """Checks type, dimensions, dtype and device of named tensors.
 
     Args:
         operator: For messages.
-        tensors: name -> (value, dimensions, shape in words). The first decides the device, and the dtype unless
-            autocast does.
+        tensors: (name, value, dimensions, shape in words), without those that are None. The first decides the device,
+            and the dtype unless autocast does.
 
     Returns:
         The dtype to cast all of them to, where autocast is on for the device; None where they stay. float64 stays.
@@ -34,7 +34,7 @@ def check_tensors(operator: str, tensors: dict[str, tuple[Any, int, str]]) -> to
         RuntimeError: Devices that differ.
     """
     first_name, first, cast = "", None, None
-    for name, (x, dims, words) in tensors.items():
+    for name, x, dims, words in tensors:
         if not isinstance(x, Tensor):
             raise TypeError(f"{operator}: {name} must be a tensor {words}, got {type(x).__name__}")
         if x.layout is not torch.strided:

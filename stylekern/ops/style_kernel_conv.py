@@ -66,15 +66,13 @@ def style_kernel_conv(
     Deterministic, forward and backward. Gradients once, for input, vertical, horizontal and bias: saved are the inputs,
     mean and reciprocal deviation; the rest is computed again. Under autocast all tensors take the autocast dtype.
     """
-    cast = check_tensors(
-        "style_kernel_conv",
-        {
-            "input": (input, 4, "[N, C, H, W]"),
-            "vertical": (vertical, 5, "[N, G, kv, H, W]"),
-            "horizontal": (horizontal, 5, "[N, G, kh, H, W]"),
-        }
-        | ({} if bias is None else {"bias": (bias, 4, "[N, C, H, W] or [N, G, H, W]")}),
+    tensors = (
+        ("input", input, 4, "[N, C, H, W]"),
+        ("vertical", vertical, 5, "[N, G, kv, H, W]"),
+        ("horizontal", horizontal, 5, "[N, G, kh, H, W]"),
+        ("bias", bias, 4, "[N, C, H, W] or [N, G, H, W]"),
     )
+    cast = check_tensors("style_kernel_conv", tensors[:3] if bias is None else tensors)
     _check_options(padding_mode, composition, normalize)
     _check_shapes(input, vertical, horizontal, bias, padding_mode, normalize, correction)
     refuse_forward_mode("style_kernel_conv", input, vertical, horizontal, bias)

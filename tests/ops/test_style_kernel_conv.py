@@ -187,6 +187,17 @@ class TestStyleKernelConv(OperatorSuite):
         for op in OPERATORS[self.name]._ops.values():
             opcheck(op, (*tensors.values(), "reflect", composition, True, 1e-5, 0))
 
+    def test_a_direct_call_of_the_registered_op_reads_nothing_outside(self) -> None:
+        x, v, u, _ = (t for t in make().to("cpu", torch.float32).tensors.values())
+        op = OPERATORS[self.name]._ops.get("compiled")
+        if op is None:
+            pytest.skip("nothing is compiled")
+        for wrong in ((x, v[..., :5], u), (x[:, :3], v, u), (x, v.double(), u), (x[0], v, u), (x, v[:, :, :2], u)):
+            with pytest.raises(RuntimeError, match="style_kernel_conv"):
+                op(*wrong, None, "reflect", "sequential", False, 1e-5, 0)
+        with pytest.raises(RuntimeError, match="padding_mode"):
+            op(x, v, u, None, "mirror", "sequential", False, 1e-5, 0)
+
     def test_opcheck_empty(self) -> None:
         tensors = make(n=0).to("cpu", torch.float32).tensors
         for op in OPERATORS[self.name]._ops.values():
