@@ -86,14 +86,12 @@ class StyleKernelConvForward {
         if (p_.bias_groups) bias = args_.bias + n * p_.bias.n + (p_.bias_groups == p_.c ? c : g) * p_.bias.p;
         const T* v = args_.vertical + n * p_.vertical.n + g * p_.vertical.p;
         const T* u = args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p;
-        // The vertical taps of the tile after this one: further down, or at the top of the next group's plane.
-        const T* next_v = v + (i1 < row1 ? (i1 - i0) * p_.vertical.row : p_.vertical.p - (i0 - row0) * p_.vertical.row);
         T* y = args_.output + nc * p_.h * p_.w;
         if (p_.composition == Composition::kSequential) {
-          vertical_rows(v, x_, i0, i1, u);
+          vertical_rows(v, x_, i0, i1);
           for (int64_t i = i0; i < i1; ++i)
             horizontal_row(u + i * p_.horizontal.row, t_row(i - i0), bias ? bias + i * p_.bias.row : nullptr,
-                           y + i * p_.w, next_v + i * p_.vertical.row);
+                           y + i * p_.w);
         } else {
           for (int64_t i = i0; i < i1; ++i)
             outer_row(v + i * p_.vertical.row, u + i * p_.horizontal.row, x_.row(i),
@@ -104,10 +102,9 @@ class StyleKernelConvForward {
   }
 
   // Rows [i0, i1) of t; t_row(i - i0) is the first value of such a row, which the border rule extends on both sides.
-  void vertical_rows(const T* v, const InputTile<T>& x, int64_t i0, int64_t i1, const T* u) {
+  void vertical_rows(const T* v, const InputTile<T>& x, int64_t i0, int64_t i1) {
     t_.resize(i1 - i0);
-    for (int64_t i = i0; i < i1; ++i)
-      vertical_row(v + i * p_.vertical.row, x.row(i), t_row(i - i0), u + i * p_.horizontal.row);
+    for (int64_t i = i0; i < i1; ++i) vertical_row(v + i * p_.vertical.row, x.row(i), t_row(i - i0));
   }
   A* t_row(int64_t i) const { return t_.row(i); }
 
@@ -116,10 +113,8 @@ class StyleKernelConvForward {
   int kh() const { return K ? K : p_.kh; }
 
   // t[j] = sum_a vertical[a,j] * x[a,j], then extended by the border rule
-  // The horizontal taps are fetched ahead: hardware follows a stream only to the end of its page.
-  void vertical_row(const T* v, const A* const* x, A* t, const T* u) {
+  void vertical_row(const T* v, const A* const* x, A* t) {
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
-      for (int b = 0; b < kh(); ++b) __builtin_prefetch(u + b * p_.horizontal.tap + j);
       Vec<A> sum = load(v + j, count) * load(x[0] + j, count);
       for (int a = 1; a < kv(); ++a) sum += load(v + a * p_.vertical.tap + j, count) * load(x[a] + j, count);
       store(t + j, sum);
@@ -128,10 +123,9 @@ class StyleKernelConvForward {
   }
 
   // y[j] = sum_b horizontal[b,j] * t[j+b-rh] + bias[j]
-  void horizontal_row(const T* u, const A* t, const T* bias, T* y, const T* next_v) {
+  void horizontal_row(const T* u, const A* t, const T* bias, T* y) {
     t -= p_.rh();
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
-      for (int a = 0; a < kv(); ++a) __builtin_prefetch(next_v + a * p_.vertical.tap + j);
       Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
       for (int b = 0; b < kh(); ++b) sum += load(u + b * p_.horizontal.tap + j, count) * load(t + j + b);
       store(y + j, sum, count);

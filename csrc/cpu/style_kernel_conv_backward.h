@@ -79,7 +79,7 @@ class StyleKernelConvBackward {
       };
       if (sequential) {
         if (need_u) {
-          forward_.vertical_rows(v_, x_, i0, i1, u_);
+          forward_.vertical_rows(v_, x_, i0, i1);
           each_own_row([&](int64_t i, int64_t at) {
             horizontal_filter_row(grad + i * p_.grad.row, forward_.t_row(i - i0), grad_u + at, tap_stride,
                                   first_channel);

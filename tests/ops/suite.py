@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,22 +48,30 @@ def relative_error(given: Tensor, truth: Tensor) -> float:
     return math.inf if math.isnan(difference) else difference / max(truth.double().norm().item(), 1e-30)
 
 
-def assert_close(given: Tensor, truth: Tensor, dtype: torch.dtype, what: str) -> None:
-    """Within the table's tolerance, pointing the same way, and not off to one side."""
+def assert_close(given: Tensor, truth: Tensor, dtype: torch.dtype, what: str, plain: Tensor | None = None) -> None:
+    """Within the table's tolerance, and not off to one side.
+
+    Where `plain`, plain torch's own result at that dtype, is itself further off, the problem is ill-conditioned, and
+    the bound is four times its error.
+    """
     assert given.dtype == dtype and given.shape == truth.shape, what
     if truth.numel() == 0:
         return
+    bound = TOLERANCE[dtype]
+    if plain is not None:
+        bound = max(bound, 4 * relative_error(plain, truth))
     error = relative_error(given, truth)
-    assert error <= TOLERANCE[dtype], f"{what}: relative error {error:.2e}"
+    assert error <= bound, f"{what}: relative error {error:.2e}"
     bias = (given.double().cpu() - truth.double().cpu()).mean().abs() / truth.double().cpu().abs().mean().clamp_min(
         1e-30
     )
-    assert bias <= 4 * TOLERANCE[dtype], f"{what}: signed bias {bias:.2e}"
+    assert bias <= 4 * bound, f"{what}: signed bias {bias:.2e}"
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """torch.empty gives NaN, so that a value which no kernel writes cannot pass; inputs differ from test to test."""
+def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """torch.empty gives NaN, so that a value which no kernel writes cannot pass; each test has inputs of its own."""
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -102,8 +111,11 @@ class OperatorSuite:
         upstream = torch.randn(shape, dtype=torch.float64).to(dtype).double()
         given, expected = self.run(type(self).function, ours, upstream), self.run(type(self).reference, truth, upstream)
         names = ["output", *(f"grad_{k}" for k, x in case.tensors.items() if x is not None)]
-        for name, a, b in zip(names, given, expected, strict=True):
-            assert_close(a, b, dtype, name)
+        plain: list[Tensor | None] = [None] * len(names)
+        if dtype == torch.float32:
+            plain = list(self.run(type(self).reference, ours, upstream))
+        for name, a, b, p in zip(names, given, expected, plain, strict=True):
+            assert_close(a, b, dtype, name, p)
         assert given[0].is_contiguous()
 
     @pytest.fixture(params=DEVICES)

@@ -158,7 +158,7 @@ class TestStyleKernelConv(OperatorSuite):
         assert relative_error(style_kernel_conv(x, *filters, padding_mode="zeros"), expected) < 2e-6
 
     def test_a_large_mean_costs_no_more_digits_than_plain_torch(self, backend: str) -> None:
-        case = make(c=2, g=2, h=32, w=32, normalize=True).to("cpu", torch.float32)
+        case = make(c=16, g=16, h=32, w=32, normalize=True).to("cpu", torch.float32)
         x = (case.tensors["input"].detach() + 1000).float()  # type: ignore[union-attr]
         filters = {k: t.detach() for k, t in case.tensors.items() if k != "input" and t is not None}
         truth = reference.style_kernel_conv(x.double(), **{k: t.double() for k, t in filters.items()}, normalize=True)
@@ -203,7 +203,7 @@ class TestStyleKernelConv(OperatorSuite):
         for op in OPERATORS[self.name]._ops.values():
             opcheck(op, (*tensors.values(), "reflect", "sequential", False, 1e-5, 0))
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60, deadline=None, derandomize=True)
     @given(
         n=st.integers(0, 2),
         g=st.integers(1, 3),
