@@ -23,60 +23,101 @@ class LaneSum {
   Vec<double> low_{}, high_{};
 };
 
-// Sums term(j), a vector, over the whole vectors of [0, length). Four are added in float before they widen: that costs
-// no digit that the terms have, and saves most of the conversions.
+// Sums term(j), a vector, over the whole vectors of [0, length). Eight are added before they widen: that costs no digit
+// that the terms have, and saves most of the conversions.
 template <class A, class F>
-inline __attribute__((always_inline)) void add_terms(LaneSum& sum, int64_t length, F&& term) {
+STYLEKERN_INLINE void add_terms(LaneSum& sum, int64_t length, F&& term) {
   constexpr int64_t lanes = kLanes<A>;
   int64_t j = 0;
-  for (; j + 4 * lanes <= length; j += 4 * lanes)
-    sum.add((term(j) + term(j + lanes)) + (term(j + 2 * lanes) + term(j + 3 * lanes)));
+  for (; j + 8 * lanes <= length; j += 8 * lanes) {
+    Vec<A> part[4];
+    for (int64_t k = 0; k < 4; ++k) part[k] = term(j + 2 * k * lanes) + term(j + (2 * k + 1) * lanes);
+    sum.add((part[0] + part[1]) + (part[2] + part[3]));
+  }
   for (; j + lanes <= length; j += lanes) sum.add(term(j));
 }
 
-// Rows of a plane; a dense plane is one long row, so that narrow pictures have no tails.
-template <class T, class F>
-inline __attribute__((always_inline)) void for_runs(int64_t h, int64_t w, int64_t row, F&& f) {
-  constexpr int64_t kRun = 2048;  // values that stay in the first-level cache between two looks
-  const int64_t lines = row == w ? 1 : h, length = row == w ? h * w : w;
-  for (int64_t i = 0; i < lines; ++i)
-    for (int64_t j = 0; j < length; j += kRun) f(i * row + j, std::min(kRun, length - j));
-}
+// Moments of values that arrive in runs, about a centre that the values before them gave.
+template <class A>
+class Moments {
+ public:
+  // The sum of the squares about the centre c, less the square of their mean, loses digits only by as much as that mean
+  // lies off c. Those before weigh at least a third of the run, so such a distance is variance of the whole as well, and
+  // what is lost stays below a few roundings of it.
+  template <class T>
+  void add(const T* x, int64_t length) {
+    while (length > 0) {
+      const int64_t open = (count_ > 0 ? 3 * count_ : std::min(length, kFirst)) - run_count_;
+      const int64_t taken = std::min(open, length);
+      if (count_ == 0) centre_ = mean_of(x, taken);  // a first look at the first run
+      add_to_run(x, taken);
+      x += taken, length -= taken;
+      if (taken == open) close_run();
+    }
+  }
+  void close_run() {
+    if (run_count_ == 0) return;
+    const double n = double(run_count_), d = sum_.total() / n, total = double(count_) + n;
+    const double run_mean = double(centre_) + d, delta = run_mean - mean_;
+    m2_ += squares_.total() - n * d * d + delta * delta * double(count_) * n / total;
+    mean_ += delta * n / total;
+    count_ += run_count_, run_count_ = 0;
+    sum_ = squares_ = LaneSum();
+    centre_ = A(mean_);
+  }
+  double mean() const { return mean_; }
+  double variance(int64_t correction) const { return std::max(m2_, 0.0) / double(count_ - correction); }
 
-// mean and 1 / sqrt(var + eps) of a plane. One read: each run of values takes two passes while it is in cache, and runs
-// are merged by the parallel form of Welford's update, so a large mean costs no digits.
-template <class T>
-void instance_statistics(const T* plane, int64_t h, int64_t w, int64_t row, double eps, int64_t correction,
-                         Acc<T>* mean_out, Acc<T>* rstd_out) {
-  using A = Acc<T>;
-  double count = 0, mean = 0, m2 = 0;
-  for_runs<T>(h, w, row, [&](int64_t offset, int64_t length) {
-    const T* x = plane + offset;
-    const int64_t whole = length / kLanes<A> * kLanes<A>;
+ private:
+  static constexpr int64_t kFirst = 256;
+
+  template <class T>
+  static A mean_of(const T* x, int64_t length) {
     LaneSum sum;
     add_terms<A>(sum, length, [&](int64_t j) { return load(x + j); });
+    const int64_t whole = length / kLanes<A> * kLanes<A>;
     if (whole < length) sum.add(load(x + whole, length - whole));
-    const double run_mean = sum.total() / double(length);
-    // The squares around a rounded centre, and what the rounding left out.
-    const A centre = A(run_mean);
-    LaneSum squares;
-    add_terms<A>(squares, length, [&](int64_t j) {
-      const Vec<A> d = load(x + j) - centre;
-      return d * d;
-    });
-    double run_m2 = squares.total();
-    if (whole < length) {
-      const Vec<A> d = load(x + whole, length - whole) - centre;
-      for (int64_t l = 0; l < length - whole; ++l) run_m2 += double(d[l]) * double(d[l]);
+    return A(sum.total() / double(length));
+  }
+  template <class T>
+  void add_to_run(const T* x, int64_t length) {
+    constexpr int64_t lanes = kLanes<A>;
+    const A centre = centre_;
+    LaneSum sum = sum_, squares = squares_;
+    int64_t j = 0;
+    for (; j + 8 * lanes <= length; j += 8 * lanes) {
+      Vec<A> d = load(x + j) - centre, part = d, part_squares = d * d;
+      for (int64_t k = 1; k < 8; ++k) {
+        d = load(x + j + k * lanes) - centre;
+        part += d, part_squares += d * d;
+      }
+      sum.add(part), squares.add(part_squares);
     }
-    run_m2 -= double(length) * (run_mean - centre) * (run_mean - centre);
-    const double total = count + double(length), delta = run_mean - mean;
-    m2 += run_m2 + delta * delta * count * double(length) / total;
-    mean += delta * double(length) / total;
-    count = total;
-  });
-  *mean_out = A(mean);
-  *rstd_out = A(1 / std::sqrt(m2 / (count - double(correction)) + eps));
+    for (; j < length; j += lanes) {
+      const int64_t rest = std::min(lanes, length - j);
+      const Vec<A> d = first_lanes<A>(rest == lanes ? load(x + j) - centre : load(x + j, rest) - centre, rest);
+      sum.add(d), squares.add(d * d);
+    }
+    sum_ = sum, squares_ = squares;
+    run_count_ += length;
+  }
+
+  int64_t count_ = 0, run_count_ = 0;
+  double mean_ = 0, m2_ = 0;
+  A centre_ = 0;
+  LaneSum sum_, squares_;
+};
+
+// mean and 1 / sqrt(var + eps) of a plane, in one read.
+template <class T>
+void instance_statistics(const T* plane, int64_t h, int64_t w, int64_t row, double eps, int64_t correction,
+                         Acc<T>* mean, Acc<T>* rstd) {
+  Moments<Acc<T>> moments;
+  if (row == w) w *= std::exchange(h, 1);  // a dense plane is one long row
+  for (int64_t i = 0; i < h; ++i) moments.add(plane + i * row, w);
+  moments.close_run();
+  *mean = Acc<T>(moments.mean());
+  *rstd = Acc<T>(1 / std::sqrt(moments.variance(correction) + eps));
 }
 
 // With y = (x - mean) * rstd and g the gradient of y:
@@ -103,7 +144,7 @@ void instance_norm_backward(const Acc<T>* g, const T* x, int64_t h, int64_t w, i
   }
   const A mean_g = A(sum_g.total() / n), mean_gy = A(sum_gy.total() / (n - double(correction)));
   for (int64_t i = 0; i < h; ++i)
-    for_vectors<A>(w, [&](int64_t j, auto count) {
+    for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
       const Vec<A> y = (load(x + i * row + j, count) - mean) * rstd;
       store(grad_x + i * w + j, (load(g + i * w + j, count) - mean_g - y * mean_gy) * rstd, count);
     });

@@ -14,6 +14,11 @@
 #include <immintrin.h>
 #endif
 
+// Functions and lambdas that take or return vectors are always inlined: a call would pass them by the calling
+// convention of one instruction set to code for another, and through memory.
+#define STYLEKERN_ALWAYS_INLINE __attribute__((always_inline))
+#define STYLEKERN_INLINE inline STYLEKERN_ALWAYS_INLINE
+
 namespace stylekern {
 
 // 16-bit storage; arithmetic happens in float.

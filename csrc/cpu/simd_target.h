@@ -16,86 +16,153 @@ template <class A>
 inline constexpr int kLanes = kBytes / sizeof(A);
 
 template <class A>
-inline Vec<A> broadcast(A x) {
+STYLEKERN_INLINE Vec<A> broadcast(A x) {
   return Vec<A>{} + x;
 }
 
-inline Vec<float> load(const float* p) {
+STYLEKERN_INLINE Vec<float> load(const float* p) {
   Vec<float> v;
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-inline Vec<double> load(const double* p) {
+STYLEKERN_INLINE Vec<double> load(const double* p) {
   Vec<double> v;
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-inline void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof v); }
-inline void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof v); }
+STYLEKERN_INLINE void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof v); }
+STYLEKERN_INLINE void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof v); }
 
+// 16 bits a lane: the storage of Half and BFloat16, widened and narrowed by the compiler's conversions at worst.
 typedef uint16_t Vec16 __attribute__((vector_size(STYLEKERN_VECTOR_BYTES / 2)));
 typedef uint32_t Vec32 __attribute__((vector_size(STYLEKERN_VECTOR_BYTES)));
 
-inline Vec<float> load(const BFloat16* p) {
-  Vec16 bits;
-  std::memcpy(&bits, p, sizeof bits);
-  const Vec32 wide = __builtin_convertvector(bits, Vec32) << 16;
-  return (Vec<float>)wide;
+STYLEKERN_INLINE Vec32 widen(Vec16 bits) {
+#if STYLEKERN_VECTOR_BYTES == 64
+  return (Vec32)_mm512_cvtepu16_epi32((__m256i)bits);
+#elif STYLEKERN_VECTOR_BYTES == 32
+  return (Vec32)_mm256_cvtepu16_epi32((__m128i)bits);
+#else
+  return __builtin_convertvector(bits, Vec32);
+#endif
 }
-inline void store(BFloat16* p, Vec<float> v) {
-  const Vec32 u = (Vec32)v;
-  const Vec32 rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  const Vec32 nan = (Vec32)(v != v);
-  const Vec16 bits = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), Vec16);
-  std::memcpy(p, &bits, sizeof bits);
+STYLEKERN_INLINE Vec16 narrow(Vec32 bits) {  // of values below 2^16
+#if STYLEKERN_VECTOR_BYTES == 64
+  return (Vec16)_mm512_cvtepi32_epi16((__m512i)bits);
+#elif STYLEKERN_VECTOR_BYTES == 32
+  const __m256i packed = _mm256_packus_epi32((__m256i)bits, (__m256i)bits);
+  return (Vec16)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+#else
+  return __builtin_convertvector(bits, Vec16);
+#endif
 }
 
-inline Vec<float> load(const Half* p) {
+STYLEKERN_INLINE Vec<float> from_bits(Vec16 bits, BFloat16) { return (Vec<float>)(widen(bits) << 16); }
+STYLEKERN_INLINE Vec16 to_bits(Vec<float> v, BFloat16) {
+  const Vec32 u = (Vec32)v;
+  const Vec32 rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  return narrow(v != v ? Vec32{} + 0x7fc0 : rounded);
+}
+STYLEKERN_INLINE Vec<float> from_bits(Vec16 bits, Half) {
 #if STYLEKERN_VECTOR_BYTES == 64
-  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, (__m256i)bits);
 #elif STYLEKERN_VECTOR_BYTES == 32
-  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return (Vec<float>)_mm256_cvtph_ps((__m128i)bits);
 #else
   Vec<float> v{};
-  for (int l = 0; l < kLanes<float>; ++l) v[l] = to_float(p[l]);
+  for (int l = 0; l < kLanes<float>; ++l) v[l] = to_float(Half{bits[l]});
   return v;
 #endif
 }
-inline void store(Half* p, Vec<float> v) {
+STYLEKERN_INLINE Vec16 to_bits(Vec<float> v, Half) {
 #if STYLEKERN_VECTOR_BYTES == 64
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+  return (Vec16)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
 #elif STYLEKERN_VECTOR_BYTES == 32
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+  return (Vec16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 #else
-  for (int l = 0; l < kLanes<float>; ++l) p[l] = to_half(v[l]);
+  Vec16 bits{};
+  for (int l = 0; l < kLanes<float>; ++l) bits[l] = to_half(v[l]).bits;
+  return bits;
 #endif
+}
+
+template <class T>
+  requires(sizeof(T) == 2)
+STYLEKERN_INLINE Vec<float> load(const T* p) {
+  Vec16 bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return from_bits(bits, T());
+}
+template <class T>
+  requires(sizeof(T) == 2)
+STYLEKERN_INLINE void store(T* p, Vec<float> v) {
+  const Vec16 bits = to_bits(v, T());
+  std::memcpy(p, &bits, sizeof bits);
 }
 
 // The `count` first lanes, the others zero; nothing is read or written beyond them.
 template <class T>
-inline Vec<Acc<T>> load_first(const T* p, int64_t count) {
+STYLEKERN_INLINE Vec<Acc<T>> load_first(const T* p, int64_t count) {
   T buffer[kLanes<Acc<T>>] = {};
   std::memcpy(buffer, p, size_t(count) * sizeof(T));
   return load(buffer);
 }
 template <class T>
-inline void store_first(T* p, Vec<Acc<T>> v, int64_t count) {
+STYLEKERN_INLINE void store_first(T* p, Vec<Acc<T>> v, int64_t count) {
   T buffer[kLanes<Acc<T>>];
   store(buffer, v);
   std::memcpy(p, buffer, size_t(count) * sizeof(T));
 }
 #if STYLEKERN_VECTOR_BYTES == 64
-inline Vec<float> load_first(const float* p, int64_t count) {
+STYLEKERN_INLINE Vec<float> load_first(const float* p, int64_t count) {
   return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
 }
-inline void store_first(float* p, Vec<float> v, int64_t count) {
+STYLEKERN_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
   _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+}
+template <class T>
+  requires(sizeof(T) == 2)
+STYLEKERN_INLINE Vec<float> load_first(const T* p, int64_t count) {
+  return from_bits((Vec16)_mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), p), T());
+}
+template <class T>
+  requires(sizeof(T) == 2)
+STYLEKERN_INLINE void store_first(T* p, Vec<float> v, int64_t count) {
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1), (__m256i)to_bits(v, T()));
 }
 #endif
 
+// Lane numbers, in the integers that masks of Vec<A> are made of.
+template <class A>
+using Lanes = decltype(Vec<A>{} < Vec<A>{});
+template <class A, int... l>
+STYLEKERN_INLINE Lanes<A> lane_numbers(std::integer_sequence<int, l...>) {
+  return Lanes<A>{l...};
+}
+template <class A>
+STYLEKERN_INLINE Lanes<A> lane_numbers() {
+  return lane_numbers<A>(std::make_integer_sequence<int, kLanes<A>>());
+}
+// A lane whose number is not a constant; a copy in memory, so that v itself can stay in a register.
+template <class A>
+STYLEKERN_INLINE A get_lane(Vec<A> v, int64_t lane) {
+  A lanes[kLanes<A>];
+  store(lanes, v);
+  return lanes[lane];
+}
+template <class A>
+STYLEKERN_INLINE Vec<A> with_lane(Vec<A> v, int64_t lane, A value) {
+  return lane_numbers<A>() == int(lane) ? broadcast(value) : v;
+}
+// The `count` first lanes of a vector, the others zero.
+template <class A>
+STYLEKERN_INLINE Vec<A> first_lanes(Vec<A> v, int64_t count) {
+  return lane_numbers<A>() < int(count) ? v : Vec<A>{};
+}
+
 // Lanes j .. j + lanes - 1 of a row of w values, zero outside of the row.
 template <class T>
-inline Vec<Acc<T>> load_window(const T* row, int64_t j, int64_t w) {
+STYLEKERN_INLINE Vec<Acc<T>> load_window(const T* row, int64_t j, int64_t w) {
   constexpr int lanes = kLanes<Acc<T>>;
   if (j >= 0 && j + lanes <= w) return load(row + j);
   T buffer[lanes] = {};
@@ -104,16 +171,34 @@ inline Vec<Acc<T>> load_window(const T* row, int64_t j, int64_t w) {
   return load(buffer);
 }
 #if STYLEKERN_VECTOR_BYTES == 64
-inline Vec<float> load_window(const float* row, int64_t j, int64_t w) {
+STYLEKERN_INLINE Vec<float> load_window(const float* row, int64_t j, int64_t w) {
   const uint32_t below = j < 0 ? uint32_t(-j) : 0, end = uint32_t(std::clamp<int64_t>(w - j, 0, 16));
   const uint32_t mask = below >= 16 ? 0 : ((1u << end) - 1) & ~((1u << below) - 1);
   return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16(mask), row + j);  // masked lanes are not touched
 }
 #endif
 
+// Lanes one up, the last lane of `before` entering below: lane l is element l - 1 of the row.
+template <class V, int... l>
+STYLEKERN_INLINE V shift_up(V before, V here, std::integer_sequence<int, l...>) {
+  return __builtin_shufflevector(before, here, int(sizeof...(l)) - 1 + l...);
+}
+template <class V>
+STYLEKERN_INLINE V shift_up(V before, V here) {
+  return shift_up(before, here, std::make_integer_sequence<int, sizeof(V) / sizeof(before[0])>());
+}
+// Lanes one down, the first lane of `next` entering above: lane l is element l + 1 of the row.
+template <class V, int... l>
+STYLEKERN_INLINE V shift_down(V here, V next, std::integer_sequence<int, l...>) {
+  return __builtin_shufflevector(here, next, 1 + l...);
+}
+template <class V>
+STYLEKERN_INLINE V shift_down(V here, V next) {
+  return shift_down(here, next, std::make_integer_sequence<int, sizeof(V) / sizeof(here[0])>());
+}
 // Calls f(j, count) over [0, w): full vectors first, with count a constant that folds, then the rest.
 template <class A, class F>
-inline __attribute__((always_inline)) void for_vectors(int64_t w, F&& f) {
+STYLEKERN_INLINE void for_vectors(int64_t w, F&& f) {
   constexpr int lanes = kLanes<A>;
   int64_t j = 0;
   for (; j + lanes <= w; j += lanes) f(j, std::integral_constant<int, lanes>{});
@@ -122,19 +207,19 @@ inline __attribute__((always_inline)) void for_vectors(int64_t w, F&& f) {
 
 // load and store of a whole vector or of its first lanes, after the count that for_vectors hands over.
 template <class T, int lanes>
-inline Vec<Acc<T>> load(const T* p, std::integral_constant<int, lanes>) {
+STYLEKERN_INLINE Vec<Acc<T>> load(const T* p, std::integral_constant<int, lanes>) {
   return load(p);
 }
 template <class T>
-inline Vec<Acc<T>> load(const T* p, int64_t count) {
+STYLEKERN_INLINE Vec<Acc<T>> load(const T* p, int64_t count) {
   return load_first(p, count);
 }
 template <class T, int lanes>
-inline void store(T* p, Vec<Acc<T>> v, std::integral_constant<int, lanes>) {
+STYLEKERN_INLINE void store(T* p, Vec<Acc<T>> v, std::integral_constant<int, lanes>) {
   store(p, v);
 }
 template <class T>
-inline void store(T* p, Vec<Acc<T>> v, int64_t count) {
+STYLEKERN_INLINE void store(T* p, Vec<Acc<T>> v, int64_t count) {
   store_first(p, v, count);
 }
 

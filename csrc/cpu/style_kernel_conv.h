@@ -70,7 +70,7 @@ class StyleKernelConvForward {
   using A = Acc<T>;
 
   explicit StyleKernelConvForward(const StyleKernelConvArgs<T>& args)
-      : args_(args), p_(args.problem), x_(p_), border_(p_.w, p_.rh(), p_.padding), t_(p_.w, p_.rh()) {}
+      : args_(args), p_(args.problem), x_(p_), border_(p_.w, p_.rh(), p_.padding), t_(p_.w, p_.rh()), zeros_(zero_row<T>(p_)) {}
 
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1) {
     const int64_t cpg = p_.channels_per_group(), tile = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), 1);
@@ -80,13 +80,20 @@ class StyleKernelConvForward {
       for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) {
         const bool normalize = args_.mean != nullptr;
         const int64_t nc = n * p_.c + c;
-        x_.fill(args_.input + n * p_.input.n + c * p_.input.p, i0, i1, normalize ? args_.mean[nc] : A(0),
-                normalize ? args_.rstd[nc] : A(1), normalize);
+        const T* x = args_.input + n * p_.input.n + c * p_.input.p;
         const T* bias = nullptr;
         if (p_.bias_groups) bias = args_.bias + n * p_.bias.n + (p_.bias_groups == p_.c ? c : g) * p_.bias.p;
         const T* v = args_.vertical + n * p_.vertical.n + g * p_.vertical.p;
         const T* u = args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p;
         T* y = args_.output + nc * p_.h * p_.w;
+        if (K == 3 && p_.composition == Composition::kSequential) {
+          const InputPlane<T> plane(p_, x, normalize ? args_.mean + nc : nullptr, args_.rstd + nc, zeros_.data());
+          for (int64_t i = i0; i < i1; ++i)
+            forward_row_3x3(p_, plane.rows(i), v + i * p_.vertical.row, u + i * p_.horizontal.row,
+                            bias ? bias + i * p_.bias.row : nullptr, y + i * p_.w);
+          continue;
+        }
+        x_.fill(x, i0, i1, normalize ? args_.mean[nc] : A(0), normalize ? args_.rstd[nc] : A(1), normalize);
         if (p_.composition == Composition::kSequential) {
           vertical_rows(v, x_, i0, i1);
           for (int64_t i = i0; i < i1; ++i)
@@ -150,6 +157,7 @@ class StyleKernelConvForward {
   InputTile<T> x_;
   RowBorder border_;
   PaddedRows<A> t_;
+  std::vector<T> zeros_;
 };
 
 }  // namespace stylekern::STYLEKERN_TARGET

@@ -18,7 +18,8 @@ class StyleKernelConvBackward {
         border_(p_.w, p_.rh(), p_.padding),
         grad_t_(p_.w, p_.rh()),
         spread_(p_.w, p_.rh()),
-        offset_(p_.padding == Padding::kNone ? p_.rv() : 0) {}
+        offset_(p_.padding == Padding::kNone ? p_.rv() : 0),
+        zeros_(zero_row<T>(p_)) {}
 
   // Rows [row0, row1) of grad_vertical and grad_horizontal, and of the gradient of the (normalised) x, whose dense
   // planes, one a channel of the group, start at grad_x.
@@ -64,6 +65,10 @@ class StyleKernelConvBackward {
     for (int64_t k = 0; k < cpg; ++k) {
       const int64_t c = g_ * cpg + k, nc = n_ * p_.c + c;
       const bool normalize = args_.mean != nullptr, first_channel = k == 0;
+      if (K == 3 && sequential) {
+        rows_3x3(i0, i1, k, grad_v, grad_u, tap_stride, origin);
+        continue;
+      }
       if (need_v || need_u)
         x_.fill(args_.input + n_ * p_.input.n + c * p_.input.p, i0, i1, normalize ? args_.mean[nc] : A(0),
                 normalize ? args_.rstd[nc] : A(1), normalize);
@@ -103,6 +108,29 @@ class StyleKernelConvBackward {
         if (grad_x)
           for (int64_t i = i0; i < i1; ++i) outer_input_rows(grad + i * p_.grad.row, i, grad_x);
       }
+    }
+  }
+
+  template <class D>
+  void rows_3x3(int64_t i0, int64_t i1, int64_t k, D* grad_v, D* grad_u, int64_t tap_stride, int64_t origin) {
+    const int64_t c = g_ * p_.channels_per_group() + k, nc = n_ * p_.c + c;
+    const InputPlane<T> x(p_, args_.input + n_ * p_.input.n + c * p_.input.p, args_.mean ? args_.mean + nc : nullptr,
+                          args_.rstd + nc, zeros_.data());
+    A* const grad_x = grad_x_ ? grad_x_ + k * p_.h * p_.w : nullptr;
+    for (int64_t i = i0; i < i1; ++i) {
+      RowGradients<T, D> to;
+      to.tap_stride = tap_stride, to.first = k == 0;
+      if (i >= row0_ && i < row1_) {
+        if (args_.grad_vertical) to.v = grad_v + (i - origin) * p_.w;
+        if (args_.grad_horizontal) to.u = grad_u + (i - origin) * p_.w;
+      }
+      for (int a = 0; grad_x && a < 3; ++a) {
+        to.x[a] = target_row(grad_x, i, a);
+        // Row i's own tap is the first to reach row i where no row above was walked; else the lower tap of i - 1 was.
+        to.fresh[a] = (a == 2 && i + 1 < p_.h) || (a == 1 && i == std::max<int64_t>(row0_ - 1, 0));
+      }
+      backward_row_3x3(p_, x.rows(i), v_row(i), u_row(i), args_.grad + n_ * p_.grad.n + c * p_.grad.p + i * p_.grad.row,
+                       to);
     }
   }
 
@@ -228,6 +256,7 @@ class StyleKernelConvBackward {
   const T *v_ = nullptr, *u_ = nullptr;
   A* grad_x_ = nullptr;
   std::vector<A> filter_sums_;
+  std::vector<T> zeros_;
 };
 
 }  // namespace stylekern::STYLEKERN_TARGET
