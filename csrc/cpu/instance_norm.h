@@ -42,8 +42,8 @@ template <class A>
 class Moments {
  public:
   // The sum of the squares about the centre c, less the square of their mean, loses digits only by as much as that mean
-  // lies off c. Those before weigh at least a third of the run, so such a distance is variance of the whole as well, and
-  // what is lost stays below a few roundings of it.
+  // lies off c. Those before weigh at least a third of the run, so such a distance is variance of the whole as well,
+  // and what is lost stays below a few roundings of it.
   template <class T>
   void add(const T* x, int64_t length) {
     while (length > 0) {

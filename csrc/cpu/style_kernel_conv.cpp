@@ -141,6 +141,7 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertic
     args.mean = normalize ? mutable_data<Acc<T>>(mean) : nullptr;
     args.rstd = normalize ? mutable_data<Acc<T>>(rstd) : nullptr;
     args.eps = eps, args.correction = correction;
+    args.streamed = worth_streaming(args.output, output.numel() * int64_t(sizeof(T)), p.w * int64_t(sizeof(T)));
     forward(args);
   });
   return {output, mean, rstd};
@@ -168,6 +169,9 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv_backward(Tensor grad, Tenso
     args.grad_vertical = need_vertical ? mutable_data<T>(grad_vertical) : nullptr;
     args.grad_horizontal = need_horizontal ? mutable_data<T>(grad_horizontal) : nullptr;
     args.correction = correction;
+    const int64_t results = (grad_vertical.numel() + grad_horizontal.numel()) * int64_t(sizeof(T));
+    args.streamed = worth_streaming(args.grad_vertical, results, p.w * int64_t(sizeof(T))) &&
+                    worth_streaming(args.grad_horizontal, results, p.w * int64_t(sizeof(T)));
     backward(args, input);
   });
   return {grad_input, grad_vertical, grad_horizontal};

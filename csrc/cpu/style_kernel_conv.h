@@ -70,7 +70,12 @@ class StyleKernelConvForward {
   using A = Acc<T>;
 
   explicit StyleKernelConvForward(const StyleKernelConvArgs<T>& args)
-      : args_(args), p_(args.problem), x_(p_), border_(p_.w, p_.rh(), p_.padding), t_(p_.w, p_.rh()), zeros_(zero_row<T>(p_)) {}
+      : args_(args),
+        p_(args.problem),
+        x_(p_),
+        border_(p_.w, p_.rh(), p_.padding),
+        t_(p_.w, p_.rh()),
+        zeros_(zero_row<T>(p_)) {}
 
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1) {
     const int64_t cpg = p_.channels_per_group(), tile = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), 1);
@@ -90,7 +95,7 @@ class StyleKernelConvForward {
           const InputPlane<T> plane(p_, x, normalize ? args_.mean + nc : nullptr, args_.rstd + nc, zeros_.data());
           for (int64_t i = i0; i < i1; ++i)
             forward_row_3x3(p_, plane.rows(i), v + i * p_.vertical.row, u + i * p_.horizontal.row,
-                            bias ? bias + i * p_.bias.row : nullptr, y + i * p_.w);
+                            bias ? bias + i * p_.bias.row : nullptr, y + i * p_.w, args_.streamed);
           continue;
         }
         x_.fill(x, i0, i1, normalize ? args_.mean[nc] : A(0), normalize ? args_.rstd[nc] : A(1), normalize);
@@ -106,6 +111,7 @@ class StyleKernelConvForward {
         }
       }
     }
+    if (args_.streamed) finish_streams();
   }
 
   // Rows [i0, i1) of t; t_row(i - i0) is the first value of such a row, which the border rule extends on both sides.

@@ -98,8 +98,7 @@ struct Column {
 
 // t[j] = sum_a vertical[a,j] * x[a,j]
 template <class T, class N>
-STYLEKERN_INLINE Column<Acc<T>> vertical_3x3(const InputRows<T>& x, const T* v, int64_t tap,
-                                                                   int64_t j, N count) {
+STYLEKERN_INLINE Column<Acc<T>> vertical_3x3(const InputRows<T>& x, const T* v, int64_t tap, int64_t j, N count) {
   Vec<Acc<T>> t = load(v + j, count) * x.get(0, j, count);
   t += load(v + tap + j, count) * x.get(1, j, count);
   t += load(v + 2 * tap + j, count) * x.get(2, j, count);
@@ -108,17 +107,22 @@ STYLEKERN_INLINE Column<Acc<T>> vertical_3x3(const InputRows<T>& x, const T* v, 
 
 // y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j]
 template <class T>
-STYLEKERN_INLINE void forward_row_3x3(const StyleKernelConv& p, const InputRows<T> x, const T* v, const T* u, const T* bias, T* y) {
+STYLEKERN_INLINE void forward_row_3x3(const StyleKernelConv& p, const InputRows<T> x, const T* v, const T* u,
+                                      const T* bias, T* y, bool streamed) {
   using A = Acc<T>;
   const int64_t v_tap = p.vertical.tap, u_tap = p.horizontal.tap;
   for_neighbours<A>(
-      p.w, p.padding, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { return vertical_3x3(x, v, v_tap, j, count); },
+      p.w, p.padding,
+      [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { return vertical_3x3(x, v, v_tap, j, count); },
       [&](int64_t j, auto count, Vec<A> left, const Column<A>& here, Vec<A> right) STYLEKERN_ALWAYS_INLINE {
         Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
         sum += load(u + j, count) * left;
         sum += load(u + u_tap + j, count) * here.t;
         sum += load(u + 2 * u_tap + j, count) * right;
-        store(y + j, sum, count);
+        if (streamed)
+          stream(y + j, sum, count);
+        else
+          store(y + j, sum, count);
       });
 }
 
@@ -127,9 +131,10 @@ template <class T, class D>
 struct RowGradients {
   D *v = nullptr, *u = nullptr;  // row of the first tap, then tap_stride further; null: not asked for
   int64_t tap_stride = 0;
-  bool first = true;           // channel of the group: sets, and later ones add
-  Acc<T>* x[3] = {};           // the row of grad_x that each vertical tap reads; null: not asked for, or no such row
-  bool fresh[3] = {};          // nothing has been written to that row yet
+  bool first = true;      // channel of the group: sets, and later ones add
+  bool streamed = false;  // v and u bypass the caches
+  Acc<T>* x[3] = {};      // the row of grad_x that each vertical tap reads; null: not asked for, or no such row
+  bool fresh[3] = {};     // nothing has been written to that row yet
 };
 
 // grad_t[q]            = sum over j, b with pad(j+b-1) = q of horizontal[b,j] * g[j]
@@ -137,8 +142,8 @@ struct RowGradients {
 // grad_vertical[a,j]   = sum over channels of grad_t[j] * x[a,j]
 // grad_x[a,j]         += vertical[a,j] * grad_t[j]
 template <class T, class D>
-STYLEKERN_INLINE void backward_row_3x3(const StyleKernelConv& p, const InputRows<T> x, const T* v, const T* u, const T* g,
-                      const RowGradients<T, D> to) {
+STYLEKERN_INLINE void backward_row_3x3(const StyleKernelConv& p, const InputRows<T> x, const T* v, const T* u,
+                                       const T* g, const RowGradients<T, D> to) {
   using A = Acc<T>;
   const int64_t w = p.w, v_tap = p.vertical.tap, u_tap = p.horizontal.tap;
   const bool need_t = to.v || to.x[0] || to.x[1] || to.x[2];
@@ -165,11 +170,15 @@ STYLEKERN_INLINE void backward_row_3x3(const StyleKernelConv& p, const InputRows
     return sum;
   };
   const auto add = [&](D* sum, Vec<A> value, auto count) STYLEKERN_ALWAYS_INLINE {
-    store(sum, to.first ? value : value + load(sum, count), count);
+    if (to.streamed)
+      stream(sum, value, count);
+    else
+      store(sum, to.first ? value : value + load(sum, count), count);
   };
   for_neighbours<A>(
       w, p.padding,
-      [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { return to.u ? vertical_3x3(x, v, v_tap, j, count) : Column<A>{}; },
+      [&](int64_t j, auto count)
+          STYLEKERN_ALWAYS_INLINE { return to.u ? vertical_3x3(x, v, v_tap, j, count) : Column<A>{}; },
       [&](int64_t j, auto count, Vec<A> left, const Column<A>& here, Vec<A> right) STYLEKERN_ALWAYS_INLINE {
         if (to.u) {
           const Vec<A> gj = load(g + j, count);

@@ -16,6 +16,7 @@ struct StyleKernelConvArgs {
   Acc<T>*mean = nullptr, *rstd = nullptr;  // [N * C]; null: x is not normalised
   double eps = 0;
   int64_t correction = 0;
+  bool streamed = false;  // the output bypasses the caches
 };
 
 template <class T>
@@ -25,6 +26,7 @@ struct StyleKernelConvBackwardArgs {
   const Acc<T>*mean = nullptr, *rstd = nullptr;
   T *grad_input = nullptr, *grad_vertical = nullptr, *grad_horizontal = nullptr;  // null: not asked for
   int64_t correction = 0;
+  bool streamed = false;  // the gradients of the filters bypass the caches
 };
 
 }  // namespace stylekern

@@ -48,6 +48,7 @@ class StyleKernelConvBackward {
                  args_.grad_horizontal ? args_.grad_horizontal + plane * p_.kh : nullptr, p_.h * p_.w, 0);
       }
     }
+    if (args_.streamed) finish_streams();
   }
 
  private:
@@ -119,7 +120,7 @@ class StyleKernelConvBackward {
     A* const grad_x = grad_x_ ? grad_x_ + k * p_.h * p_.w : nullptr;
     for (int64_t i = i0; i < i1; ++i) {
       RowGradients<T, D> to;
-      to.tap_stride = tap_stride, to.first = k == 0;
+      to.tap_stride = tap_stride, to.first = k == 0, to.streamed = args_.streamed && p_.groups == p_.c;
       if (i >= row0_ && i < row1_) {
         if (args_.grad_vertical) to.v = grad_v + (i - origin) * p_.w;
         if (args_.grad_horizontal) to.u = grad_u + (i - origin) * p_.w;

@@ -1,6 +1,7 @@
 // style_kernel_conv: everything that one target compiles. Included by foreach_target.h.
 #include "instance_norm.h"
 #include "style_kernel_conv_3x3.h"
+// after what they use
 #include "style_kernel_conv.h"
 #include "style_kernel_conv_backward.h"
 
