@@ -30,8 +30,8 @@ inline Tensor with_dense_rows(const Tensor& x) {
   return x.size(last) <= 1 || x.stride(last) == 1 ? x : torch::stable::contiguous(x);
 }
 
-// Asks for huge pages under a large new allocation. First touch of a page of 4 KiB costs about as much as writing it ten
-// times; of 2 MiB, about twice. Only whole huge pages within the range are concerned, so no memory is wasted.
+// Asks for huge pages under a large new allocation. First touch of a page of 4 KiB costs about as much as writing it
+// ten times; of 2 MiB, about twice. Only whole huge pages within the range are concerned, so no memory is wasted.
 inline void prefer_huge_pages(void* data, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
@@ -53,12 +53,12 @@ inline Tensor empty_of(const Tensor& like, std::initializer_list<int64_t> sizes,
   if (dtype)
     code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(*dtype));
   else
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &code));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &code));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides.data(), code,
-                                                         device_type, device_index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides.data(), code,
+                                                  device_type, device_index, &handle));
   Tensor result(handle);
   if (device_type == aoti_torch_device_type_cpu())
     prefer_huge_pages(result.mutable_data_ptr(), result.numel() * int64_t(result.element_size()));
