@@ -71,6 +71,8 @@ def why_no_triton(operator: str, device: str) -> str | None:
         return "it has no Triton kernel"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton runs on a GPU (TRITON_INTERPRET=1, set before Python starts, interprets its kernels on the CPU)"
+    if device == "cuda" and not torch.backends.cuda.is_built():
+        return "this torch has no CUDA"
     if device not in ("cpu", "cuda", "meta"):
         return f"it is not tried on device {device}"
     return None

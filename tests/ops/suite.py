@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,6 +181,25 @@ class OperatorSuite:
         expected = self.run(doubled, Case(case.tensors), upstream)
         for a, b in zip(self.run(compiled, Case(case.tensors), upstream), expected, strict=True):
             assert relative_error(a, b) <= TOLERANCE[torch.float32]
+
+    @pytest.mark.slow
+    def test_exports_to_a_program_without_python(self, tmp_path: Path) -> None:
+        if _backends.why_no_compiled(self.name, "cpu"):
+            pytest.skip("nothing is compiled")
+        case = self.cases[self.typical]().to("cpu", torch.float32)
+        names = list(case.tensors)
+        tensors = tuple(None if x is None else x.detach() for x in case.tensors.values())
+        function, options = type(self).function, case.options
+
+        class Module(torch.nn.Module):
+            def forward(self, *tensors: Tensor | None) -> Tensor:
+                return 2 * function(**dict(zip(names, tensors, strict=True)), **options)
+
+        expected = Module()(*tensors)
+        exported = torch.export.export(Module(), tensors)
+        assert torch.equal(exported.module()(*tensors), expected)
+        package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "module.pt2"))
+        assert torch.equal(torch._inductor.aoti_load_package(package)(*tensors), expected)
 
     def test_autocast_decides_the_dtype(self, backend: str, device: str) -> None:
         case = self.cases[self.typical]().to(device, torch.float32)

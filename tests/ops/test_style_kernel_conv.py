@@ -166,6 +166,19 @@ class TestStyleKernelConv(OperatorSuite):
         ours = style_kernel_conv(x, **filters, normalize=True)
         assert relative_error(ours, truth) <= 2 * relative_error(plain, truth)
 
+    @pytest.mark.parametrize("w", [*range(2, 19), 31, 32, 33, 63, 64, 65])
+    @pytest.mark.parametrize("padding", ["reflect", "replicate", "zeros"])
+    def test_every_width_about_a_vector(self, w: int, padding: str) -> None:
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            for g in (1, 2):
+                case = make(n=1, c=2, g=g, h=4, w=w, padding_mode=padding, normalize=True)
+                self.check(case, "cpu", dtype)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("w", [64, 65])
+    def test_results_too_large_for_a_cache(self, dtype: torch.dtype, w: int) -> None:
+        self.check(make(n=2, c=9, g=9, h=1024, w=w, normalize=True), "cpu", dtype)
+
     @pytest.mark.parametrize("threads", [1, 2, 5])
     def test_threads_do_not_change_a_bit(self, threads: int) -> None:
         before = torch.get_num_threads()
