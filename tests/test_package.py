@@ -143,14 +143,14 @@ def test_every_instruction_set_gives_the_same_result(target: str):
     if _library.missing:
         pytest.skip(_library.missing)
     code = (
-        "import torch; from stylekern import _library; from stylekern.ops import style_kernel_conv as f\n"
+        "import itertools, torch; from stylekern import _library; from stylekern.ops import style_kernel_conv as f\n"
         "from stylekern.reference import style_kernel_conv as ref; torch.manual_seed(0)\n"
         "for dtype, bound in ((torch.float32, 2e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)):\n"
-        "  for composition in ('sequential', 'outer'):\n"
-        "    shapes = (2, 4, 9, 37), (2, 4, 3, 9, 37), (2, 4, 5, 9, 37)\n"
+        "  for composition, kh, w in itertools.product(('sequential', 'outer'), (3, 5), (7, 15, 16, 37)):\n"
+        "    shapes = (2, 4, 9, w), (2, 4, 3, 9, w), (2, 4, kh, 9, w)\n"
         "    xs = [torch.randn(s).to(dtype).requires_grad_() for s in shapes]\n"
         "    ds = [x.detach().double().requires_grad_() for x in xs]\n"
-        "    o = dict(composition=composition, normalize=True); g = torch.randn(2, 4, 9, 37).to(dtype)\n"
+        "    o = dict(composition=composition, normalize=True); g = torch.randn(2, 4, 9, w).to(dtype)\n"
         "    y, z = f(*xs, **o), ref(*ds, **o)\n"
         "    ours, true = [y, *torch.autograd.grad(y, xs, g)], [z, *torch.autograd.grad(z, ds, g.double())]\n"
         "    assert all((a.double() - b).norm() <= bound * b.norm() for a, b in zip(ours, true))\n"

@@ -37,87 +37,108 @@ STYLEKERN_INLINE void add_terms(LaneSum& sum, int64_t length, F&& term) {
   for (; j + lanes <= length; j += lanes) sum.add(term(j));
 }
 
-// Moments of values that arrive in runs, about a centre that the values before them gave.
+// Sums of what arrives a vector at a time, about a centre. A plain value, so that a loop keeps it in registers.
 template <class A>
-class Moments {
+struct RunningMoments {
+  Vec<A> centre, sum, squares;
+
+  STYLEKERN_INLINE void add(Vec<A> x) {
+    const Vec<A> d = x - centre;
+    sum += d, squares += d * d;
+  }
+  STYLEKERN_INLINE void add(Vec<A> x, int64_t count) {
+    const Vec<A> d = first_lanes<A>(x - centre, count);
+    sum += d, squares += d * d;
+  }
+};
+
+// Mean and variance of a plane in one read, about the mean of its first values.
+//
+// The squares about a centre, less n times the squared distance to it, lose as many digits as that distance squared has
+// over the variance. Where that is much, the plane is read again about the mean that was found. The order of additions
+// depends on h, w and row alone: whoever walks the rows, the result has the same bits.
+template <class T>
+class PlaneMoments {
  public:
-  // The sum of the squares about the centre c, less the square of their mean, loses digits only by as much as that mean
-  // lies off c. Those before weigh at least a third of the run, so such a distance is variance of the whole as well,
-  // and what is lost stays below a few roundings of it.
-  template <class T>
-  void add(const T* x, int64_t length) {
-    while (length > 0) {
-      const int64_t open = (count_ > 0 ? 3 * count_ : std::min(length, kFirst)) - run_count_;
-      const int64_t taken = std::min(open, length);
-      if (count_ == 0) centre_ = mean_of(x, taken);  // a first look at the first run
-      add_to_run(x, taken);
-      x += taken, length -= taken;
-      if (taken == open) close_run();
+  using A = Acc<T>;
+
+  PlaneMoments(const T* plane, int64_t h, int64_t w, int64_t row) : plane_(plane), h_(h), w_(w), row_(row) {
+    if (row == w && w % kLanes<A>) w_ *= std::exchange(h_, 1);  // narrow rows that touch are one long row
+    const int64_t first = std::min<int64_t>(row == w ? h * w : w, 256);
+    LaneSum sum;
+    for_vectors<A>(first, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { sum.add(load(plane + j, count)); });
+    restart(A(sum.total() / double(first)));
+  }
+
+  // Whether rows can be walked by someone else, whole vectors at a time, with end_row() after each.
+  static bool can_share(int64_t w) { return w % kLanes<A> == 0 && w <= kPending; }
+
+  const T* row(int64_t i) const { return plane_ + i * row_; }
+  RunningMoments<A> running() const { return {broadcast(centre_), Vec<A>{}, Vec<A>{}}; }
+
+  // After each row, with what add() has summed since the last call: sums in A stay short.
+  STYLEKERN_INLINE void end_row(RunningMoments<A>& running) {
+    if ((pending_ += w_) < kPending) return;
+    collect(running);
+  }
+  STYLEKERN_INLINE void collect(RunningMoments<A>& running) {
+    sum_.add(running.sum), squares_.add(running.squares);
+    running.sum = running.squares = Vec<A>{};
+    pending_ = 0;
+  }
+
+  void add_all() {
+    RunningMoments<A> running = this->running();
+    for (int64_t i = 0; i < h_; ++i) {
+      for (int64_t j0 = 0; j0 < w_; j0 += kPending) {  // a long row is several
+        const T* x = row(i) + j0;
+        for_vectors<A>(std::min(w_ - j0, kPending),
+                       [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { add(running, load(x + j, count), count); });
+        if (w_ > kPending) collect(running);
+      }
+      if (w_ <= kPending) end_row(running);
     }
+    collect(running);
   }
-  void close_run() {
-    if (run_count_ == 0) return;
-    const double n = double(run_count_), d = sum_.total() / n, total = double(count_) + n;
-    const double run_mean = double(centre_) + d, delta = run_mean - mean_;
-    m2_ += squares_.total() - n * d * d + delta * delta * double(count_) * n / total;
-    mean_ += delta * n / total;
-    count_ += run_count_, run_count_ = 0;
-    sum_ = squares_ = LaneSum();
-    centre_ = A(mean_);
+
+  void result(double eps, int64_t correction, A* mean, A* rstd) {
+    const double n = double(h_) * double(w_);
+    double d = sum_.total() / n, m2 = squares_.total() - n * d * d;
+    if (n * d * d > 4 * m2) {
+      restart(A(double(centre_) + d));
+      add_all();
+      d = sum_.total() / n, m2 = squares_.total() - n * d * d;
+    }
+    *mean = A(double(centre_) + d);
+    *rstd = A(1 / std::sqrt(std::max(m2, 0.0) / (n - double(correction)) + eps));
   }
-  double mean() const { return mean_; }
-  double variance(int64_t correction) const { return std::max(m2_, 0.0) / double(count_ - correction); }
 
  private:
-  static constexpr int64_t kFirst = 256;
+  static constexpr int64_t kPending = 1024;
 
-  template <class T>
-  static A mean_of(const T* x, int64_t length) {
-    LaneSum sum;
-    add_terms<A>(sum, length, [&](int64_t j) { return load(x + j); });
-    const int64_t whole = length / kLanes<A> * kLanes<A>;
-    if (whole < length) sum.add(load(x + whole, length - whole));
-    return A(sum.total() / double(length));
+  template <int lanes>
+  STYLEKERN_INLINE static void add(RunningMoments<A>& to, Vec<A> x, std::integral_constant<int, lanes>) {
+    to.add(x);
   }
-  template <class T>
-  void add_to_run(const T* x, int64_t length) {
-    constexpr int64_t lanes = kLanes<A>;
-    const A centre = centre_;
-    LaneSum sum = sum_, squares = squares_;
-    int64_t j = 0;
-    for (; j + 8 * lanes <= length; j += 8 * lanes) {
-      Vec<A> d = load(x + j) - centre, part = d, part_squares = d * d;
-      for (int64_t k = 1; k < 8; ++k) {
-        d = load(x + j + k * lanes) - centre;
-        part += d, part_squares += d * d;
-      }
-      sum.add(part), squares.add(part_squares);
-    }
-    for (; j < length; j += lanes) {
-      const int64_t rest = std::min(lanes, length - j);
-      const Vec<A> d = first_lanes<A>(rest == lanes ? load(x + j) - centre : load(x + j, rest) - centre, rest);
-      sum.add(d), squares.add(d * d);
-    }
-    sum_ = sum, squares_ = squares;
-    run_count_ += length;
+  STYLEKERN_INLINE static void add(RunningMoments<A>& to, Vec<A> x, int64_t count) { to.add(x, count); }
+  void restart(A centre) {
+    centre_ = centre, pending_ = 0;
+    sum_ = squares_ = LaneSum();
   }
 
-  int64_t count_ = 0, run_count_ = 0;
-  double mean_ = 0, m2_ = 0;
+  const T* plane_;
+  int64_t h_, w_, row_, pending_ = 0;
   A centre_ = 0;
   LaneSum sum_, squares_;
 };
 
-// mean and 1 / sqrt(var + eps) of a plane, in one read.
+// mean and 1 / sqrt(var + eps) of a plane.
 template <class T>
 void instance_statistics(const T* plane, int64_t h, int64_t w, int64_t row, double eps, int64_t correction,
                          Acc<T>* mean, Acc<T>* rstd) {
-  Moments<Acc<T>> moments;
-  if (row == w) w *= std::exchange(h, 1);  // a dense plane is one long row
-  for (int64_t i = 0; i < h; ++i) moments.add(plane + i * row, w);
-  moments.close_run();
-  *mean = Acc<T>(moments.mean());
-  *rstd = Acc<T>(1 / std::sqrt(moments.variance(correction) + eps));
+  PlaneMoments<T> moments(plane, h, w, row);
+  moments.add_all();
+  moments.result(eps, correction, mean, rstd);
 }
 
 // With y = (x - mean) * rstd and g the gradient of y:

@@ -26,7 +26,8 @@ int64_t cost_per_value(const StyleKernelConv& p) {
   return p.composition == Composition::kOuter ? int64_t{p.kv} * p.kh : p.kv + p.kh;
 }
 
-// Calls work(n, g, row0, row1) for every band, on torch's threads, with an object per chunk that make() returns.
+// Calls work(state, n, g, row0, row1, more) for every band, on torch's threads, with a state per chunk that make()
+// returns; `more` where the next band is of the same chunk.
 template <class Make, class Work>
 void for_bands(const StyleKernelConv& p, int64_t bands, Make make, Work work) {
   const int64_t values = p.channels_per_group() * p.h * p.w / bands * cost_per_value(p);
@@ -34,7 +35,7 @@ void for_bands(const StyleKernelConv& p, int64_t bands, Make make, Work work) {
     auto state = make();
     for (int64_t i = begin; i < end; ++i) {
       const int64_t unit = i / bands, band = i % bands;
-      work(state, unit / p.groups, unit % p.groups, p.h * band / bands, p.h * (band + 1) / bands);
+      work(state, unit / p.groups, unit % p.groups, p.h * band / bands, p.h * (band + 1) / bands, i + 1 < end);
     }
   });
 }
@@ -52,22 +53,19 @@ template <class T>
 void forward(const StyleKernelConvArgs<T>& args) {
   const StyleKernelConv& p = args.problem;
   const int64_t bands = band_count(p), cpg = p.channels_per_group();
-  const auto statistics = [&](const auto& kernels, int64_t n, int64_t c) {
-    kernels.statistics(args.input + n * p.input.n + c * p.input.p, p.h, p.w, p.input.row, args.eps, args.correction,
-                       args.mean + n * p.c + c, args.rstd + n * p.c + c);
-  };
   with_kernels<T>(p, [&](const auto& kernels) {
     // A whole plane is convolved right after its statistics, while it is in cache.
     if (args.mean && bands > 1)
       parallel_for(p.n * p.c, p.h * p.w, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) statistics(kernels, i / p.c, i % p.c);
+        auto conv = kernels.forward(args);
+        for (int64_t nc = begin; nc < end; ++nc) conv.statistics(nc);
       });
     for_bands(
         p, bands, [&] { return kernels.forward(args); },
-        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1) {
+        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1, bool more) {
           if (args.mean && bands == 1)
-            for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) statistics(kernels, n, c);
-          conv.run(n, g, row0, row1);
+            for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) conv.statistics(n * p.c + c);
+          conv.run(n, g, row0, row1, more && bands == 1);
         });
   });
 }
@@ -100,7 +98,7 @@ void backward(const StyleKernelConvBackwardArgs<T>& args, const Tensor& input) {
     };
     for_bands(
         p, bands, [&] { return std::pair{kernels.backward(args), std::vector<A>()}; },
-        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1) {
+        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, bool) {
           auto& [conv, own_planes] = state;
           A* grad_x = nullptr;
           if (args.grad_input && (in_place || buffer)) grad_x = planes(n, g);

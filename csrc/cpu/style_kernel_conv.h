@@ -77,41 +77,21 @@ class StyleKernelConvForward {
         t_(p_.w, p_.rh()),
         zeros_(zero_row<T>(p_)) {}
 
-  void run(int64_t n, int64_t g, int64_t row0, int64_t row1) {
-    const int64_t cpg = p_.channels_per_group(), tile = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), 1);
-    const int64_t rows = std::max<int64_t>(tile, 2 * p_.rv());  // rows of x are read again above and below a tile
-    for (int64_t i0 = row0; i0 < row1; i0 += rows) {
-      const int64_t i1 = std::min(i0 + rows, row1);
-      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) {
-        const bool normalize = args_.mean != nullptr;
-        const int64_t nc = n * p_.c + c;
-        const T* x = args_.input + n * p_.input.n + c * p_.input.p;
-        const T* bias = nullptr;
-        if (p_.bias_groups) bias = args_.bias + n * p_.bias.n + (p_.bias_groups == p_.c ? c : g) * p_.bias.p;
-        const T* v = args_.vertical + n * p_.vertical.n + g * p_.vertical.p;
-        const T* u = args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p;
-        T* y = args_.output + nc * p_.h * p_.w;
-        if (K == 3 && p_.composition == Composition::kSequential) {
-          const InputPlane<T> plane(p_, x, normalize ? args_.mean + nc : nullptr, args_.rstd + nc, zeros_.data());
-          for (int64_t i = i0; i < i1; ++i)
-            forward_row_3x3(p_, plane.rows(i), v + i * p_.vertical.row, u + i * p_.horizontal.row,
-                            bias ? bias + i * p_.bias.row : nullptr, y + i * p_.w, args_.streamed);
-          continue;
-        }
-        x_.fill(x, i0, i1, normalize ? args_.mean[nc] : A(0), normalize ? args_.rstd[nc] : A(1), normalize);
-        if (p_.composition == Composition::kSequential) {
-          vertical_rows(v, x_, i0, i1);
-          for (int64_t i = i0; i < i1; ++i)
-            horizontal_row(u + i * p_.horizontal.row, t_row(i - i0), bias ? bias + i * p_.bias.row : nullptr,
-                           y + i * p_.w);
-        } else {
-          for (int64_t i = i0; i < i1; ++i)
-            outer_row(v + i * p_.vertical.row, u + i * p_.horizontal.row, x_.row(i),
-                      bias ? bias + i * p_.bias.row : nullptr, y + i * p_.w);
-        }
-      }
+  // Rows [row0, row1) of a sample and group. `more`: the group after it is next, on this thread.
+  void run(int64_t n, int64_t g, int64_t row0, int64_t row1, bool more) {
+    if (K == 3 && p_.composition == Composition::kSequential) {
+      run_3x3(n, g, row0, row1, more);
+    } else {
+      run_tiles(n, g, row0, row1);
     }
     if (args_.streamed) finish_streams();
+  }
+
+  // Mean and deviation of a channel, unless run() brought them along with the channel before.
+  void statistics(int64_t nc) {
+    if (nc == ready_) return;
+    instance_statistics(plane(nc), p_.h, p_.w, p_.input.row, args_.eps, args_.correction, args_.mean + nc,
+                        args_.rstd + nc);
   }
 
   // Rows [i0, i1) of t; t_row(i - i0) is the first value of such a row, which the border rule extends on both sides.
@@ -124,6 +104,78 @@ class StyleKernelConvForward {
  private:
   int kv() const { return K ? K : p_.kv; }
   int kh() const { return K ? K : p_.kh; }
+
+  const T* plane(int64_t nc) const { return args_.input + nc / p_.c * p_.input.n + nc % p_.c * p_.input.p; }
+  const T* bias(int64_t n, int64_t g, int64_t c) const {
+    if (!p_.bias_groups) return nullptr;
+    return args_.bias + n * p_.bias.n + (p_.bias_groups == p_.c ? c : g) * p_.bias.p;
+  }
+
+  void run_3x3(int64_t n, int64_t g, int64_t row0, int64_t row1, bool more) {
+    const int64_t cpg = p_.channels_per_group();
+    const T* v = args_.vertical + n * p_.vertical.n + g * p_.vertical.p;
+    const T* u = args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p;
+    const auto row = [&](const InputPlane<T>& x, int64_t c, int64_t i, const T* ahead,
+                         RunningMoments<A>& moments) STYLEKERN_ALWAYS_INLINE {
+      const T* b = bias(n, g, c);
+      forward_row_3x3(p_, x.rows(i), v + i * p_.vertical.row, u + i * p_.horizontal.row,
+                      b ? b + i * p_.bias.row : nullptr, args_.output + ((n * p_.c + c) * p_.h + i) * p_.w,
+                      args_.streamed, ahead, moments);
+    };
+    const auto input = [&](int64_t c) {
+      const int64_t nc = n * p_.c + c;
+      return InputPlane<T>(p_, plane(nc), args_.mean ? args_.mean + nc : nullptr, args_.rstd + nc, zeros_.data());
+    };
+    if (more && cpg == 1 && args_.mean && PlaneMoments<T>::can_share(p_.w)) {
+      const int64_t next = n * p_.c + g + 1;
+      const InputPlane<T> x = input(g);
+      PlaneMoments<T> moments(plane(next), p_.h, p_.w, p_.input.row);
+      RunningMoments<A> running = moments.running();
+      for (int64_t i = 0; i < p_.h; ++i) {
+        row(x, g, i, moments.row(i), running);
+        moments.end_row(running);
+      }
+      moments.collect(running);
+      moments.result(args_.eps, args_.correction, args_.mean + next, args_.rstd + next);
+      ready_ = next;
+      return;
+    }
+    // Filters that several channels share stay in the first-level cache from one to the next.
+    const int64_t tile = cpg == 1 ? row1 - row0 : std::max<int64_t>(kTileValues / p_.w, 1);
+    RunningMoments<A> unused{};
+    for (int64_t i0 = row0; i0 < row1; i0 += tile)
+      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) {
+        const InputPlane<T> x = input(c);
+        for (int64_t i = i0; i < std::min(i0 + tile, row1); ++i) row(x, c, i, nullptr, unused);
+      }
+  }
+
+  void run_tiles(int64_t n, int64_t g, int64_t row0, int64_t row1) {
+    const int64_t cpg = p_.channels_per_group(), tile = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), 1);
+    const int64_t rows = std::max<int64_t>(tile, 2 * p_.rv());  // rows of x are read again above and below a tile
+    for (int64_t i0 = row0; i0 < row1; i0 += rows) {
+      const int64_t i1 = std::min(i0 + rows, row1);
+      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) {
+        const bool normalize = args_.mean != nullptr;
+        const int64_t nc = n * p_.c + c;
+        const T* bias = this->bias(n, g, c);
+        const T* v = args_.vertical + n * p_.vertical.n + g * p_.vertical.p;
+        const T* u = args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p;
+        T* y = args_.output + nc * p_.h * p_.w;
+        x_.fill(plane(nc), i0, i1, normalize ? args_.mean[nc] : A(0), normalize ? args_.rstd[nc] : A(1), normalize);
+        if (p_.composition == Composition::kSequential) {
+          vertical_rows(v, x_, i0, i1);
+          for (int64_t i = i0; i < i1; ++i)
+            horizontal_row(u + i * p_.horizontal.row, t_row(i - i0), bias ? bias + i * p_.bias.row : nullptr,
+                           y + i * p_.w);
+        } else {
+          for (int64_t i = i0; i < i1; ++i)
+            outer_row(v + i * p_.vertical.row, u + i * p_.horizontal.row, x_.row(i),
+                      bias ? bias + i * p_.bias.row : nullptr, y + i * p_.w);
+        }
+      }
+    }
+  }
 
   // t[j] = sum_a vertical[a,j] * x[a,j], then extended by the border rule
   void vertical_row(const T* v, const A* const* x, A* t) {
@@ -164,6 +216,7 @@ class StyleKernelConvForward {
   RowBorder border_;
   PaddedRows<A> t_;
   std::vector<T> zeros_;
+  int64_t ready_ = -1;
 };
 
 }  // namespace stylekern::STYLEKERN_TARGET

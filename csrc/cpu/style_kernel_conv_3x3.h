@@ -106,14 +106,21 @@ STYLEKERN_INLINE Column<Acc<T>> vertical_3x3(const InputRows<T>& x, const T* v, 
 }
 
 // y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j]
+//
+// Where `ahead` is given, a row of the plane whose statistics are next: this row waits for memory more than it
+// computes, so the sums of another come with it at next to no cost.
 template <class T>
 STYLEKERN_INLINE void forward_row_3x3(const StyleKernelConv& p, const InputRows<T> x, const T* v, const T* u,
-                                      const T* bias, T* y, bool streamed) {
+                                      const T* bias, T* y, bool streamed, const T* ahead,
+                                      RunningMoments<Acc<T>>& moments) {
   using A = Acc<T>;
   const int64_t v_tap = p.vertical.tap, u_tap = p.horizontal.tap;
   for_neighbours<A>(
       p.w, p.padding,
-      [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { return vertical_3x3(x, v, v_tap, j, count); },
+      [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        if (ahead) moments.add(load(ahead + j, count));
+        return vertical_3x3(x, v, v_tap, j, count);
+      },
       [&](int64_t j, auto count, Vec<A> left, const Column<A>& here, Vec<A> right) STYLEKERN_ALWAYS_INLINE {
         Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
         sum += load(u + j, count) * left;

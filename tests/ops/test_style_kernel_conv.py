@@ -179,19 +179,34 @@ class TestStyleKernelConv(OperatorSuite):
     def test_results_too_large_for_a_cache(self, dtype: torch.dtype, w: int) -> None:
         self.check(make(n=2, c=9, g=9, h=1024, w=w, normalize=True), "cpu", dtype)
 
-    @pytest.mark.parametrize("threads", [1, 2, 5])
-    def test_threads_do_not_change_a_bit(self, threads: int) -> None:
+    @pytest.mark.parametrize("threads", [2, 3, 16])
+    @pytest.mark.parametrize("kind", ["few-planes", "many-planes", "many-planes-odd-width"])
+    def test_threads_do_not_change_a_bit(self, threads: int, kind: str) -> None:
+        shape = {
+            "few-planes": {"n": 1, "c": 4, "g": 1, "h": 90, "w": 70},
+            "many-planes": {"n": 2, "c": 40, "g": 40, "h": 40, "w": 64},
+            "many-planes-odd-width": {"n": 2, "c": 40, "g": 40, "h": 40, "w": 61},
+        }[kind]
         before = torch.get_num_threads()
-        case = make(n=1, c=4, g=1, h=90, w=70, normalize=True).to("cpu", torch.bfloat16)
-        upstream = torch.randn(1, 4, 90, 70)
-        try:
-            torch.set_num_threads(1)
-            expected = self.run(style_kernel_conv, case, upstream)
-            torch.set_num_threads(threads)
-            given = self.run(style_kernel_conv, case, upstream)
-        finally:
-            torch.set_num_threads(before)
-        assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))
+        for dtype in (torch.float32, torch.bfloat16):
+            case = make(**shape, normalize=True).to("cpu", dtype)
+            upstream = torch.randn(shape["n"], shape["c"], shape["h"], shape["w"])
+            try:
+                torch.set_num_threads(1)
+                expected = self.run(style_kernel_conv, case, upstream)
+                torch.set_num_threads(threads)
+                given = self.run(style_kernel_conv, case, upstream)
+            finally:
+                torch.set_num_threads(before)
+            assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))
+
+    def test_statistics_of_a_plane_that_drifts_far_from_its_first_values(self, backend: str) -> None:
+        case = make(n=1, c=3, g=3, h=48, w=48, normalize=True).to("cpu", torch.float32)
+        x = case.tensors["input"].detach().clone()  # type: ignore[union-attr]
+        x[:, :, :8] *= 1e-3
+        x[:, 0, 8:] += 100
+        x[:, 1, 40:] -= 1e4
+        self.check(Case({**case.tensors, "input": x.double()}, case.options), "cpu", torch.float32)
 
     @pytest.mark.parametrize("composition", ["sequential", "outer"])
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
