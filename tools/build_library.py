@@ -103,7 +103,7 @@ def ninja_file(mode: str, output: Path, objects: Path) -> str:
         f"-isystem {torch}{suffix}",
         f"-isystem {include}",
     ]
-    host = ["-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
+    host = ["-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
     defines = [f"-DSTYLEKERN_COMPILER='\"{version}\"'"]
     if mode == "cuda":
         defines.append(f"-DSTYLEKERN_CUDA_ARCHS='\"{archs}\"'")

@@ -4,14 +4,14 @@ namespace stylekern::STYLEKERN_TARGET {
 // A sum in double over the lanes of vectors of float or double.
 class LaneSum {
  public:
-  void add(Vec<float> v) {
+  STYLEKERN_ALWAYS_INLINE void add(Vec<float> v) {
     typedef float HalfVector __attribute__((vector_size(STYLEKERN_VECTOR_BYTES / 2)));
     HalfVector halves[2];
     std::memcpy(halves, &v, sizeof v);
     low_ += __builtin_convertvector(halves[0], Vec<double>);
     high_ += __builtin_convertvector(halves[1], Vec<double>);
   }
-  void add(Vec<double> v) { low_ += v; }
+  STYLEKERN_ALWAYS_INLINE void add(Vec<double> v) { low_ += v; }
   double total() const {
     const Vec<double> both = low_ + high_;
     double sum = 0;
@@ -44,11 +44,11 @@ struct RunningMoments {
 
   STYLEKERN_INLINE void add(Vec<A> x) {
     const Vec<A> d = x - centre;
-    sum += d, squares += d * d;
+    sum += d, squares = fma(d, d, squares);
   }
   STYLEKERN_INLINE void add(Vec<A> x, int64_t count) {
     const Vec<A> d = first_lanes<A>(x - centre, count);
-    sum += d, squares += d * d;
+    sum += d, squares = fma(d, d, squares);
   }
 };
 
@@ -109,12 +109,27 @@ class PlaneMoments {
       add_all();
       d = sum_.total() / n, m2 = squares_.total() - n * d * d;
     }
-    *mean = A(double(centre_) + d);
+    double found = double(centre_) + d;
+    if (!std::isfinite(m2)) std::tie(found, m2) = in_double();
+    *mean = A(found);
     *rstd = A(1 / std::sqrt(std::max(m2, 0.0) / (n - double(correction)) + eps));
   }
 
  private:
   static constexpr int64_t kPending = 1024;
+
+  // The mean, and the sum of squares about it. Squares of floats beyond 1e18 overflow a float.
+  std::pair<double, double> in_double() const {
+    double mean = 0, m2 = 0;
+    const auto each = [&](auto f) {
+      for (int64_t i = 0; i < h_; ++i)
+        for (int64_t j = 0; j < w_; ++j) f(double(load_first(row(i) + j, 1)[0]));
+    };
+    each([&](double x) { mean += x; });
+    mean /= double(h_) * double(w_);
+    each([&](double x) { m2 += (x - mean) * (x - mean); });
+    return {mean, m2};
+  }
 
   template <int lanes>
   STYLEKERN_INLINE static void add(RunningMoments<A>& to, Vec<A> x, std::integral_constant<int, lanes>) {
@@ -167,7 +182,8 @@ void instance_norm_backward(const Acc<T>* g, const T* x, int64_t h, int64_t w, i
   for (int64_t i = 0; i < h; ++i)
     for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
       const Vec<A> y = (load(x + i * row + j, count) - mean) * rstd;
-      store(grad_x + i * w + j, (load(g + i * w + j, count) - mean_g - y * mean_gy) * rstd, count);
+      const Vec<A> centred = load(g + i * w + j, count) - mean_g;
+      store(grad_x + i * w + j, fma(y, broadcast(-mean_gy), centred) * rstd, count);
     });
 }
 

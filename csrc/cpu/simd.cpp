@@ -9,6 +9,7 @@ static Target detect() {
   Target best = Target::kBaseline;
 #if defined(__x86_64__)
   __builtin_cpu_init();
+  // Whatever has AVX2 has F16C, which not every compiler can ask about.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = Target::kAvx2;
   if (best == Target::kAvx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))

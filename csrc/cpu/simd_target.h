@@ -1,7 +1,7 @@
 // Vectors of one target: no include guard, foreach_target.h includes this once a target.
 //
-// The compiler's own vector types carry the arithmetic (+, -, *; it contracts a * b + c to a fused multiply-add), so
-// that only loads and stores of part of a vector and the 16-bit conversions need a target's own instructions.
+// The compiler's own vector types carry the arithmetic (+, -, *), so that only multiply-adds, loads and stores of part
+// of a vector and the 16-bit conversions need a target's own instructions.
 namespace stylekern::STYLEKERN_TARGET {
 
 inline constexpr int kBytes = STYLEKERN_VECTOR_BYTES;
@@ -33,35 +33,74 @@ STYLEKERN_INLINE Vec<double> load(const double* p) {
 STYLEKERN_INLINE void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof v); }
 STYLEKERN_INLINE void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof v); }
 
-// 16 bits a lane: the storage of Half and BFloat16, widened and narrowed by the compiler's conversions at worst.
+// a * b + c, rounded once where the target can. The compiler contracts nothing by itself (-ffp-contract=off): of two
+// products it would fuse one here and the other there, and where a kernel is inlined twice, results would differ in
+// their last bits with the path that was taken.
+STYLEKERN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if STYLEKERN_VECTOR_BYTES == 64
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif STYLEKERN_VECTOR_BYTES == 32
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Vec<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+STYLEKERN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if STYLEKERN_VECTOR_BYTES == 64
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif STYLEKERN_VECTOR_BYTES == 32
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+  return (Vec<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+// 16 bits a lane: the storage of Half and BFloat16.
 typedef uint16_t Vec16 __attribute__((vector_size(STYLEKERN_VECTOR_BYTES / 2)));
 typedef uint32_t Vec32 __attribute__((vector_size(STYLEKERN_VECTOR_BYTES)));
 
-STYLEKERN_INLINE Vec32 widen(Vec16 bits) {
+// A BFloat16 is the upper half of a float. AVX-512 moves the halves in one instruction, without a conversion and a
+// shift: loads of 16 bits would otherwise be what bounds a kernel.
 #if STYLEKERN_VECTOR_BYTES == 64
-  return (Vec32)_mm512_cvtepu16_epi32((__m256i)bits);
-#elif STYLEKERN_VECTOR_BYTES == 32
-  return (Vec32)_mm256_cvtepu16_epi32((__m128i)bits);
-#else
-  return __builtin_convertvector(bits, Vec32);
-#endif
+typedef uint16_t Halves __attribute__((vector_size(STYLEKERN_VECTOR_BYTES)));
+template <int... l>
+STYLEKERN_INLINE Halves halves_from_each(std::integer_sequence<int, l...>) {
+  return Halves{uint16_t(l / 2)...};
 }
-STYLEKERN_INLINE Vec16 narrow(Vec32 bits) {  // of values below 2^16
-#if STYLEKERN_VECTOR_BYTES == 64
-  return (Vec16)_mm512_cvtepi32_epi16((__m512i)bits);
+template <int... l>
+STYLEKERN_INLINE Halves upper_halves(std::integer_sequence<int, l...>) {
+  return Halves{uint16_t(l < 16 ? 2 * l + 1 : 0)...};
+}
+STYLEKERN_INLINE Vec<float> from_bits(Vec16 bits, BFloat16) {
+  const auto source = (__m512i)halves_from_each(std::make_integer_sequence<int, 32>());
+  return (Vec<float>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, source, _mm512_castsi256_si512((__m256i)bits));
+}
+STYLEKERN_INLINE Vec16 upper_half(Vec32 bits) {
+  const auto source = (__m512i)upper_halves(std::make_integer_sequence<int, 32>());
+  return (Vec16)_mm512_castsi512_si256(_mm512_permutexvar_epi16(source, (__m512i)bits));
+}
 #elif STYLEKERN_VECTOR_BYTES == 32
-  const __m256i packed = _mm256_packus_epi32((__m256i)bits, (__m256i)bits);
+STYLEKERN_INLINE Vec<float> from_bits(Vec16 bits, BFloat16) {
+  return (Vec<float>)((Vec32)_mm256_cvtepu16_epi32((__m128i)bits) << 16);
+}
+STYLEKERN_INLINE Vec16 upper_half(Vec32 bits) {
+  const __m256i shifted = (__m256i)(bits >> 16), packed = _mm256_packus_epi32(shifted, shifted);
   return (Vec16)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
-#else
-  return __builtin_convertvector(bits, Vec16);
-#endif
 }
-
-STYLEKERN_INLINE Vec<float> from_bits(Vec16 bits, BFloat16) { return (Vec<float>)(widen(bits) << 16); }
+#else
+STYLEKERN_INLINE Vec<float> from_bits(Vec16 bits, BFloat16) {
+  return (Vec<float>)(__builtin_convertvector(bits, Vec32) << 16);
+}
+STYLEKERN_INLINE Vec16 upper_half(Vec32 bits) { return __builtin_convertvector(bits >> 16, Vec16); }
+#endif
 STYLEKERN_INLINE Vec16 to_bits(Vec<float> v, BFloat16) {
   const Vec32 u = (Vec32)v;
-  const Vec32 rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  return narrow(v != v ? Vec32{} + 0x7fc0 : rounded);
+  const Vec32 rounded = u + 0x7fff + ((u >> 16) & 1);
+  return upper_half(v != v ? Vec32{} + 0x7fc00000 : rounded);
 }
 STYLEKERN_INLINE Vec<float> from_bits(Vec16 bits, Half) {
 #if STYLEKERN_VECTOR_BYTES == 64

@@ -124,7 +124,8 @@ class StyleKernelConvForward {
     };
     const auto input = [&](int64_t c) {
       const int64_t nc = n * p_.c + c;
-      return InputPlane<T>(p_, plane(nc), args_.mean ? args_.mean + nc : nullptr, args_.rstd + nc, zeros_.data());
+      return InputPlane<T>(p_, plane(nc), args_.mean ? args_.mean + nc : nullptr,
+                           args_.mean ? args_.rstd + nc : nullptr, zeros_.data());
     };
     if (more && cpg == 1 && args_.mean && PlaneMoments<T>::can_share(p_.w)) {
       const int64_t next = n * p_.c + g + 1;
@@ -181,7 +182,7 @@ class StyleKernelConvForward {
   void vertical_row(const T* v, const A* const* x, A* t) {
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       Vec<A> sum = load(v + j, count) * load(x[0] + j, count);
-      for (int a = 1; a < kv(); ++a) sum += load(v + a * p_.vertical.tap + j, count) * load(x[a] + j, count);
+      for (int a = 1; a < kv(); ++a) sum = fma(load(v + a * p_.vertical.tap + j, count), load(x[a] + j, count), sum);
       store(t + j, sum);
     });
     border_.extend(t);
@@ -192,7 +193,7 @@ class StyleKernelConvForward {
     t -= p_.rh();
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
-      for (int b = 0; b < kh(); ++b) sum += load(u + b * p_.horizontal.tap + j, count) * load(t + j + b);
+      for (int b = 0; b < kh(); ++b) sum = fma(load(u + b * p_.horizontal.tap + j, count), load(t + j + b), sum);
       store(y + j, sum, count);
     });
   }
@@ -203,8 +204,9 @@ class StyleKernelConvForward {
       Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
       for (int a = 0; a < kv(); ++a) {
         Vec<A> inner = load(u + j, count) * load(x[a] + j, count);
-        for (int b = 1; b < kh(); ++b) inner += load(u + b * p_.horizontal.tap + j, count) * load(x[a] + j + b, count);
-        sum += load(v + a * p_.vertical.tap + j, count) * inner;
+        for (int b = 1; b < kh(); ++b)
+          inner = fma(load(u + b * p_.horizontal.tap + j, count), load(x[a] + j + b, count), inner);
+        sum = fma(load(v + a * p_.vertical.tap + j, count), inner, sum);
       }
       store(y + j, sum, count);
     });

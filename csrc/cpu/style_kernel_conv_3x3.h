@@ -47,13 +47,13 @@ template <class T>
 struct InputRows {
   using A = Acc<T>;
   const T* row[3];
-  A mean[3], rstd;
+  A mean[3], rstd[3];
   bool normalize;
 
   template <class N>
-  Vec<A> get(int a, int64_t j, N count) const {
+  STYLEKERN_ALWAYS_INLINE Vec<A> get(int a, int64_t j, N count) const {
     const Vec<A> x = load(row[a] + j, count);
-    return normalize ? (x - mean[a]) * rstd : x;
+    return normalize ? (x - mean[a]) * rstd[a] : x;
   }
 };
 
@@ -74,12 +74,13 @@ class InputPlane {
 
   InputRows<T> rows(int64_t i) const {
     const T* const x = x_ + i * p_.input.row;
-    InputRows<T> result{{x - p_.input.row, x, x + p_.input.row}, {mean_, mean_, mean_}, rstd_, normalize_};
+    InputRows<T> result{
+        {x - p_.input.row, x, x + p_.input.row}, {mean_, mean_, mean_}, {rstd_, rstd_, rstd_}, normalize_};
     if (i > 0 && i + 1 < p_.h) return result;
     for (int a : {0, 2}) {
       const int64_t source = border_index(i + a - 1, p_.h, p_.padding);
       result.row[a] = source < 0 ? zeros_ : x_ + source * p_.input.row;
-      result.mean[a] = source < 0 ? A(0) : mean_;  // the rule pads the normalised x with zeros
+      if (source < 0) result.mean[a] = result.rstd[a] = 0;  // the rule pads the normalised x with zeros
     }
     return result;
   }
@@ -100,8 +101,8 @@ struct Column {
 template <class T, class N>
 STYLEKERN_INLINE Column<Acc<T>> vertical_3x3(const InputRows<T>& x, const T* v, int64_t tap, int64_t j, N count) {
   Vec<Acc<T>> t = load(v + j, count) * x.get(0, j, count);
-  t += load(v + tap + j, count) * x.get(1, j, count);
-  t += load(v + 2 * tap + j, count) * x.get(2, j, count);
+  t = fma(load(v + tap + j, count), x.get(1, j, count), t);
+  t = fma(load(v + 2 * tap + j, count), x.get(2, j, count), t);
   return {t};
 }
 
@@ -123,9 +124,9 @@ STYLEKERN_INLINE void forward_row_3x3(const StyleKernelConv& p, const InputRows<
       },
       [&](int64_t j, auto count, Vec<A> left, const Column<A>& here, Vec<A> right) STYLEKERN_ALWAYS_INLINE {
         Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
-        sum += load(u + j, count) * left;
-        sum += load(u + u_tap + j, count) * here.t;
-        sum += load(u + 2 * u_tap + j, count) * right;
+        sum = fma(load(u + j, count), left, sum);
+        sum = fma(load(u + u_tap + j, count), here.t, sum);
+        sum = fma(load(u + 2 * u_tap + j, count), right, sum);
         if (streamed)
           stream(y + j, sum, count);
         else
@@ -158,11 +159,11 @@ STYLEKERN_INLINE void backward_row_3x3(const StyleKernelConv& p, const InputRows
     const Vec<A> gj = load(g + j, count);
     Vec<A> sum = load(u + u_tap + j, count) * gj;
     if (j > 0)
-      sum += load(u + 2 * u_tap + j - 1, count) * load(g + j - 1, count);
+      sum = fma(load(u + 2 * u_tap + j - 1, count), load(g + j - 1, count), sum);
     else
       sum += shift_up(Vec<A>{}, load(u + 2 * u_tap, count) * gj);
     if (j + count < w)
-      sum += load(u + j + 1, count) * load(g + j + 1, count);
+      sum = fma(load(u + j + 1, count), load(g + j + 1, count), sum);
     else
       sum += shift_down(load(u + j, count) * gj, Vec<A>{});
     // What the border rule read beyond the ends.
@@ -177,7 +178,7 @@ STYLEKERN_INLINE void backward_row_3x3(const StyleKernelConv& p, const InputRows
     return sum;
   };
   const auto add = [&](D* sum, Vec<A> value, auto count) STYLEKERN_ALWAYS_INLINE {
-    if (to.streamed)
+    if (to.streamed)  // only where the first channel is the last
       stream(sum, value, count);
     else
       store(sum, to.first ? value : value + load(sum, count), count);
@@ -199,8 +200,8 @@ STYLEKERN_INLINE void backward_row_3x3(const StyleKernelConv& p, const InputRows
           for (int a = 0; a < 3; ++a) add(to.v + a * to.tap_stride + j, grad_t * x.get(a, j, count), count);
         for (int a : {1, 2, 0}) {  // the order that makes `fresh` true at a row's first tap
           if (!to.x[a]) continue;
-          const Vec<A> product = load(v + a * v_tap + j, count) * grad_t;
-          store(to.x[a] + j, to.fresh[a] ? product : product + load(to.x[a] + j, count), count);
+          const Vec<A> before = to.fresh[a] ? Vec<A>{} : load(to.x[a] + j, count);
+          store(to.x[a] + j, fma(load(v + a * v_tap + j, count), grad_t, before), count);
         }
       });
 }

@@ -64,12 +64,12 @@ class StyleKernelConvBackward {
     const bool need_v = args_.grad_vertical, need_u = args_.grad_horizontal;
     const int64_t cpg = p_.channels_per_group(), in_plane = p_.in_h * p_.in_w;
     for (int64_t k = 0; k < cpg; ++k) {
-      const int64_t c = g_ * cpg + k, nc = n_ * p_.c + c;
-      const bool normalize = args_.mean != nullptr, first_channel = k == 0;
       if (K == 3 && sequential) {
         rows_3x3(i0, i1, k, grad_v, grad_u, tap_stride, origin);
         continue;
       }
+      const int64_t c = g_ * cpg + k, nc = n_ * p_.c + c;
+      const bool normalize = args_.mean != nullptr, first_channel = k == 0;
       if (need_v || need_u)
         x_.fill(args_.input + n_ * p_.input.n + c * p_.input.p, i0, i1, normalize ? args_.mean[nc] : A(0),
                 normalize ? args_.rstd[nc] : A(1), normalize);
@@ -116,7 +116,7 @@ class StyleKernelConvBackward {
   void rows_3x3(int64_t i0, int64_t i1, int64_t k, D* grad_v, D* grad_u, int64_t tap_stride, int64_t origin) {
     const int64_t c = g_ * p_.channels_per_group() + k, nc = n_ * p_.c + c;
     const InputPlane<T> x(p_, args_.input + n_ * p_.input.n + c * p_.input.p, args_.mean ? args_.mean + nc : nullptr,
-                          args_.rstd + nc, zeros_.data());
+                          args_.mean ? args_.rstd + nc : nullptr, zeros_.data());
     A* const grad_x = grad_x_ ? grad_x_ + k * p_.h * p_.w : nullptr;
     for (int64_t i = i0; i < i1; ++i) {
       RowGradients<T, D> to;
@@ -144,7 +144,7 @@ class StyleKernelConvBackward {
   }
 
   template <class D, class N>
-  static void add(D* sum, Vec<A> v, N count, bool first) {
+  STYLEKERN_INLINE static void add(D* sum, Vec<A> v, N count, bool first) {
     store(sum, first ? v : v + load(sum, count), count);
   }
 
@@ -164,7 +164,7 @@ class StyleKernelConvBackward {
     for_vectors<A>(p_.w + 2 * p_.rh(), [&](int64_t q, auto) {
       Vec<A> sum{};
       for (int b = 0; b < kh(); ++b)
-        sum += load_window(u + b * p_.horizontal.tap, q - b, p_.w) * load_window(g, q - b, p_.w);
+        sum = fma(load_window(u + b * p_.horizontal.tap, q - b, p_.w), load_window(g, q - b, p_.w), sum);
       store(grad_t - p_.rh() + q, sum);
     });
     border_.fold(grad_t);
@@ -186,7 +186,7 @@ class StyleKernelConvBackward {
       if (!row) continue;
       const T* v = v_row(i) + a * p_.vertical.tap;
       for_vectors<A>(p_.w, [&](int64_t j, auto count) {
-        store(row + j, load(row + j, count) + load(v + j, count) * load(grad_t + j), count);
+        store(row + j, fma(load(v + j, count), load(grad_t + j), load(row + j, count)), count);
       });
     }
   }
@@ -201,12 +201,14 @@ class StyleKernelConvBackward {
       const Vec<A> gj = load(g + j, count);
       for (int a = 0; grad_v && a < kv(); ++a) {
         Vec<A> sum{};
-        for (int b = 0; b < kh(); ++b) sum += load(u + b * p_.horizontal.tap + j, count) * load(x[a] + j + b, count);
+        for (int b = 0; b < kh(); ++b)
+          sum = fma(load(u + b * p_.horizontal.tap + j, count), load(x[a] + j + b, count), sum);
         add(grad_v + a * tap_stride + j, gj * sum, count, first);
       }
       for (int b = 0; grad_u && b < kh(); ++b) {
         Vec<A> sum{};
-        for (int a = 0; a < kv(); ++a) sum += load(v + a * p_.vertical.tap + j, count) * load(x[a] + j + b, count);
+        for (int a = 0; a < kv(); ++a)
+          sum = fma(load(v + a * p_.vertical.tap + j, count), load(x[a] + j + b, count), sum);
         add(grad_u + b * tap_stride + j, gj * sum, count, first);
       }
     });
@@ -224,8 +226,8 @@ class StyleKernelConvBackward {
       for_vectors<A>(p_.w + 2 * rh, [&](int64_t q, auto) {
         Vec<A> sum{};
         for (int b = 0; b < kh(); ++b)
-          sum += load_window(g, q - b, p_.w) * load_window(v, q - b, p_.w) *
-                 load_window(u + b * p_.horizontal.tap, q - b, p_.w);
+          sum = fma(load_window(g, q - b, p_.w) * load_window(v, q - b, p_.w),
+                    load_window(u + b * p_.horizontal.tap, q - b, p_.w), sum);
         store(spread - rh + q, sum);
       });
       const bool padded = p_.padding == Padding::kNone;  // then the row of grad_x has the halo's columns too

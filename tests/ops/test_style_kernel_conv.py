@@ -15,7 +15,7 @@ from torch.library import opcheck
 from stylekern import reference
 from stylekern.ops import OPERATORS, style_kernel_conv
 
-from .suite import Case, OperatorSuite, poisoned_memory, pytest_generate_tests, relative_error  # noqa: F401
+from .suite import TOLERANCE, Case, OperatorSuite, poisoned_memory, pytest_generate_tests, relative_error  # noqa: F401
 
 
 def make(
@@ -180,10 +180,11 @@ class TestStyleKernelConv(OperatorSuite):
         self.check(make(n=2, c=9, g=9, h=1024, w=w, normalize=True), "cpu", dtype)
 
     @pytest.mark.parametrize("threads", [2, 3, 16])
-    @pytest.mark.parametrize("kind", ["few-planes", "many-planes", "many-planes-odd-width"])
+    @pytest.mark.parametrize("kind", ["few-planes", "some-planes", "many-planes", "many-planes-odd-width"])
     def test_threads_do_not_change_a_bit(self, threads: int, kind: str) -> None:
         shape = {
             "few-planes": {"n": 1, "c": 4, "g": 1, "h": 90, "w": 70},
+            "some-planes": {"n": 1, "c": 8, "g": 8, "h": 128, "w": 128},
             "many-planes": {"n": 2, "c": 40, "g": 40, "h": 40, "w": 64},
             "many-planes-odd-width": {"n": 2, "c": 40, "g": 40, "h": 40, "w": 61},
         }[kind]
@@ -207,6 +208,26 @@ class TestStyleKernelConv(OperatorSuite):
         x[:, 0, 8:] += 100
         x[:, 1, 40:] -= 1e4
         self.check(Case({**case.tensors, "input": x.double()}, case.options), "cpu", torch.float32)
+
+    @pytest.mark.parametrize("scale", [1e-18, 3e18, 1e20])
+    def test_values_whose_squares_leave_the_range_of_a_float(self, scale: float) -> None:
+        case = make(n=1, c=2, g=2, h=37, w=53, normalize=True, eps=0.0)
+        x = case.tensors["input"]
+        assert x is not None
+        ours = Case({k: None if t is None else t.float() for k, t in case.tensors.items()})
+        output = style_kernel_conv(**(ours.tensors | {"input": (x * scale).float()}), normalize=True, eps=0.0)
+        truth = reference.style_kernel_conv(**case.tensors, **case.options)
+        assert relative_error(output, truth) < TOLERANCE[torch.float32]
+
+    def test_padded_zeros_stay_zeros_beside_a_nan(self) -> None:
+        case = make(n=1, c=1, g=1, padding_mode="zeros", normalize=True).to("cpu", torch.float32)
+        x = case.tensors["input"].detach().clone()  # type: ignore[union-attr]
+        x[0, 0, 2, 2] = torch.nan
+        tensors = case.tensors | {"input": x}
+        output = style_kernel_conv(**tensors, **case.options)
+        (grad,) = torch.autograd.grad(output.sum(), tensors["vertical"])
+        assert output.isnan().all() and grad[0, 0, 1].isnan().all()
+        assert (grad[0, 0, 0, 0] == 0).all() and (grad[0, 0, 2, -1] == 0).all()
 
     @pytest.mark.parametrize("composition", ["sequential", "outer"])
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
