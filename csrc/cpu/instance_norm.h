@@ -170,8 +170,9 @@ void instance_norm_backward(const Acc<T>* g, const T* x, int64_t h, int64_t w, i
     const A* const gi = g + i * w;
     const T* const xi = x + i * row;
     const int64_t whole = w / kLanes<A> * kLanes<A>;
-    add_terms<A>(sum_g, w, [&](int64_t j) { return load(gi + j); });
-    add_terms<A>(sum_gy, w, [&](int64_t j) { return load(gi + j) * ((load(xi + j) - mean) * rstd); });
+    add_terms<A>(sum_g, w, [&](int64_t j) STYLEKERN_ALWAYS_INLINE { return load(gi + j); });
+    add_terms<A>(sum_gy, w,
+                 [&](int64_t j) STYLEKERN_ALWAYS_INLINE { return load(gi + j) * ((load(xi + j) - mean) * rstd); });
     if (whole < w) {
       const Vec<A> rest = load(gi + whole, w - whole);  // zero beyond the row
       sum_g.add(rest);

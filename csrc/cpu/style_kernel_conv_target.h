@@ -12,7 +12,6 @@ template <class T, int K>
 struct StyleKernelConvKernels {
   static auto forward(const StyleKernelConvArgs<T>& args) { return StyleKernelConvForward<T, K>(args); }
   static auto backward(const StyleKernelConvBackwardArgs<T>& args) { return StyleKernelConvBackward<T, K>(args); }
-  static constexpr auto statistics = instance_statistics<T>;
   static constexpr auto normalize_backward = instance_norm_backward<T>;
   static void convert(const Acc<T>* from, int64_t size, T* to) {
     for_vectors<Acc<T>>(size, [&](int64_t j, auto n) { store(to + j, load(from + j, n), n); });
