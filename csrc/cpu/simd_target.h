@@ -217,24 +217,27 @@ STYLEKERN_INLINE Vec<float> load_window(const float* row, int64_t j, int64_t w) 
 }
 #endif
 
-// Lanes one up, the last lane of `before` entering below: lane l is element l - 1 of the row.
-template <class V, int... l>
-STYLEKERN_INLINE V shift_up(V before, V here, std::integer_sequence<int, l...>) {
-  return __builtin_shufflevector(before, here, int(sizeof...(l)) - 1 + l...);
+// Elements `first` to `first + lanes - 1` of two vectors side by side.
+template <int first, class V, int... l>
+STYLEKERN_INLINE V window(V a, V b, std::integer_sequence<int, l...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, first + l...);
+#else
+  return __builtin_shuffle(a, b, decltype(a < b){first + l...});
+#endif
 }
+// Lanes one up, the last lane of `before` entering below: lane l is element l - 1 of the row.
 template <class V>
 STYLEKERN_INLINE V shift_up(V before, V here) {
-  return shift_up(before, here, std::make_integer_sequence<int, sizeof(V) / sizeof(before[0])>());
+  constexpr int lanes = sizeof(V) / sizeof(before[0]);
+  return window<lanes - 1>(before, here, std::make_integer_sequence<int, lanes>());
 }
 // Lanes one down, the first lane of `next` entering above: lane l is element l + 1 of the row.
-template <class V, int... l>
-STYLEKERN_INLINE V shift_down(V here, V next, std::integer_sequence<int, l...>) {
-  return __builtin_shufflevector(here, next, 1 + l...);
-}
 template <class V>
 STYLEKERN_INLINE V shift_down(V here, V next) {
-  return shift_down(here, next, std::make_integer_sequence<int, sizeof(V) / sizeof(here[0])>());
+  return window<1>(here, next, std::make_integer_sequence<int, sizeof(V) / sizeof(here[0])>());
 }
+
 // Calls f(j, count) over [0, w): full vectors first, with count a constant that folds, then the rest.
 template <class A, class F>
 STYLEKERN_INLINE void for_vectors(int64_t w, F&& f) {

@@ -129,7 +129,8 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertic
     set_bias(p, input, *bias);
   }
   Tensor output = empty_of(input, {p.n, p.c, p.h, p.w});
-  auto [mean, rstd] = empty_statistics(p, input, normalize);
+  const auto statistics = empty_statistics(p, input, normalize);  // clang before 16 captures no structured binding
+  const Tensor &mean = statistics.first, &rstd = statistics.second;
   if (p.n * p.c * p.h * p.w == 0) return {output, mean, rstd};
   with_dtype(input, [&](auto type) {
     using T = decltype(type);
@@ -155,9 +156,11 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv_backward(Tensor grad, Tenso
   StyleKernelConv p = make_problem(input, vertical, horizontal, padding_mode, composition, normalize);
   set_grad(p, input, grad);
   if (normalize) check_statistics(p, input, mean, rstd);
-  auto [grad_input, grad_vertical, grad_horizontal] =
-      empty_gradients(p, input, need_input, need_vertical, need_horizontal);
-  if (p.n * p.c * p.h * p.w == 0) return {grad_input, grad_vertical, grad_horizontal};
+  const auto gradients = empty_gradients(p, input, need_input, need_vertical, need_horizontal);
+  const auto& grad_input = std::get<0>(gradients);
+  const auto& grad_vertical = std::get<1>(gradients);
+  const auto& grad_horizontal = std::get<2>(gradients);
+  if (p.n * p.c * p.h * p.w == 0) return gradients;
   with_dtype(input, [&](auto type) {
     using T = decltype(type);
     StyleKernelConvBackwardArgs<T> args{p, data<T>(grad), data<T>(input), data<T>(vertical), data<T>(horizontal)};
@@ -172,7 +175,7 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv_backward(Tensor grad, Tenso
                     worth_streaming(args.grad_horizontal, results, p.w * int64_t(sizeof(T)));
     backward(args, input);
   });
-  return {grad_input, grad_vertical, grad_horizontal};
+  return gradients;
 }
 
 }  // namespace
