@@ -203,7 +203,9 @@ class TestStyleKernelConv(OperatorSuite):
 
     def test_statistics_of_a_plane_that_drifts_far_from_its_first_values(self, backend: str) -> None:
         case = make(n=1, c=3, g=3, h=48, w=48, normalize=True).to("cpu", torch.float32)
-        x = case.tensors["input"].detach().clone()  # type: ignore[union-attr]
+        x = case.tensors["input"]
+        assert x is not None
+        x = x.detach().clone()
         x[:, :, :8] *= 1e-3
         x[:, 0, 8:] += 100
         x[:, 1, 40:] -= 1e4
@@ -221,7 +223,9 @@ class TestStyleKernelConv(OperatorSuite):
 
     def test_padded_zeros_stay_zeros_beside_a_nan(self) -> None:
         case = make(n=1, c=1, g=1, padding_mode="zeros", normalize=True).to("cpu", torch.float32)
-        x = case.tensors["input"].detach().clone()  # type: ignore[union-attr]
+        x = case.tensors["input"]
+        assert x is not None
+        x = x.detach().clone()
         x[0, 0, 2, 2] = torch.nan
         tensors = case.tensors | {"input": x}
         output = style_kernel_conv(**tensors, **case.options)
