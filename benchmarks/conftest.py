@@ -10,6 +10,10 @@ import torch
 import stylekern
 from stylekern import _library
 
+from .kit import settle_heap
+
+settle_heap()
+
 rows: list[dict[str, str]] = []
 
 

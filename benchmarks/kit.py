@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,18 @@ import torch
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def settle_heap() -> None:
+    """Fixes glibc's thresholds where a process that has run for a while has them, and keeps what is freed on the heap.
+
+    Otherwise results of some megabytes are fresh pages in some runs, which the system has to zero first, and not in
+    others: it depends on what happens to lie on top of the heap, and costs as much as the kernels that are timed.
+    """
+    if sys.platform == "linux":
+        mallopt, m_trim_threshold, m_mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3
+        mallopt(m_mmap_threshold, 32 << 20)  # the largest that glibc itself arrives at
+        mallopt(m_trim_threshold, -1)
 
 
 def synchronize() -> None:

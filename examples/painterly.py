@@ -31,7 +31,7 @@ ROUNDS = 8  # strokes over strokes
 def load(path: Path | None) -> Tensor:
     """[1, 3, H, W] in [0, 1]; scikit-image's astronaut without a path."""
     pixels = np.asarray(Image.open(path).convert("RGB")) if path else skimage.data.astronaut()
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().contiguous() / 255
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
@@ -55,10 +55,10 @@ def filters(picture: Tensor) -> tuple[Tensor, Tensor]:
     for dim, across in ((2, jxx), (3, jyy)):  # a vertical edge has jxx: smooth along y
         width = 0.5 + 3.5 * across / energy
         side = (0, 0, TAPS // 2, TAPS // 2) if dim == 2 else (TAPS // 2, TAPS // 2, 0, 0)
-        neighbours = F.pad(grey, side, mode="replicate").unfold(dim, TAPS, 1).movedim(-1, 2)  # [1, 1, TAPS, H, W]
+        neighbours = F.pad(grey, side, mode="replicate").unfold(dim, TAPS, 1).movedim(-1, 2).contiguous()
         like = torch.exp(-((neighbours - grey[:, :, None]) ** 2) / (2 * 0.06**2))
         taps = like * torch.exp(-(t**2) / (2 * width[:, :, None] ** 2))
-        found.append(taps / taps.sum(2, keepdim=True))
+        found.append(taps / taps.sum(2, keepdim=True))  # [1, 1, TAPS, H, W]
     vertical, horizontal = found
     return vertical, horizontal
 

@@ -70,17 +70,12 @@ class StyleKernelConvForward {
   using A = Acc<T>;
 
   explicit StyleKernelConvForward(const StyleKernelConvArgs<T>& args)
-      : args_(args),
-        p_(args.problem),
-        x_(p_),
-        border_(p_.w, p_.rh(), p_.padding),
-        t_(p_.w, p_.rh()),
-        zeros_(zero_row<T>(p_)) {}
+      : args_(args), p_(args.problem), x_(p_), border_(p_.w, p_.rh(), p_.padding), t_(p_.w, p_.rh()) {}
 
   // Rows [row0, row1) of a sample and group. `more`: the group after it is next, on this thread.
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1, bool more) {
     if (K == 3 && p_.composition == Composition::kSequential) {
-      run_3x3(n, g, row0, row1, more);
+      with_vectors<A>(p_.w, [&](auto vectors) { run_3x3<vectors>(n, g, row0, row1, more); });
     } else {
       run_tiles(n, g, row0, row1);
     }
@@ -111,29 +106,36 @@ class StyleKernelConvForward {
     return args_.bias + n * p_.bias.n + (p_.bias_groups == p_.c ? c : g) * p_.bias.p;
   }
 
+  template <int V>
   void run_3x3(int64_t n, int64_t g, int64_t row0, int64_t row1, bool more) {
     const int64_t cpg = p_.channels_per_group();
-    const T* v = args_.vertical + n * p_.vertical.n + g * p_.vertical.p;
-    const T* u = args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p;
-    const auto row = [&](const InputPlane<T>& x, int64_t c, int64_t i, const T* ahead,
-                         RunningMoments<A>& moments) STYLEKERN_ALWAYS_INLINE {
-      const T* b = bias(n, g, c);
-      forward_row_3x3(p_, x.rows(i), v + i * p_.vertical.row, u + i * p_.horizontal.row,
-                      b ? b + i * p_.bias.row : nullptr, args_.output + ((n * p_.c + c) * p_.h + i) * p_.w,
-                      args_.streamed, ahead, moments);
-    };
     const auto input = [&](int64_t c) {
       const int64_t nc = n * p_.c + c;
       return InputPlane<T>(p_, plane(nc), args_.mean ? args_.mean + nc : nullptr,
-                           args_.mean ? args_.rstd + nc : nullptr, zeros_.data());
+                           args_.mean ? args_.rstd + nc : nullptr);
+    };
+    const auto output = [&](int64_t c) {
+      return OutputPlane<T>{args_.vertical + n * p_.vertical.n + g * p_.vertical.p,
+                            args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p,
+                            bias(n, g, c),
+                            args_.output + (n * p_.c + c) * p_.h * p_.w,
+                            p_.w,
+                            p_.vertical.row,
+                            p_.vertical.tap,
+                            p_.horizontal.row,
+                            p_.horizontal.tap,
+                            p_.bias.row,
+                            p_.padding,
+                            args_.streamed};
     };
     if (more && cpg == 1 && args_.mean && PlaneMoments<T>::can_share(p_.w)) {
       const int64_t next = n * p_.c + g + 1;
-      const InputPlane<T> x = input(g);
       PlaneMoments<T> moments(plane(next), p_.h, p_.w, p_.input.row);
+      const InputPlane<T> from = input(g);
+      const OutputPlane<T> to = output(g);
       RunningMoments<A> running = moments.running();
-      for (int64_t i = 0; i < p_.h; ++i) {
-        row(x, g, i, moments.row(i), running);
+      for (int64_t i = 0, h = p_.h; i < h; ++i) {
+        forward_row_3x3<V>(to, from.rows(i), i, moments.row(i), running);
         moments.end_row(running);
       }
       moments.collect(running);
@@ -146,8 +148,10 @@ class StyleKernelConvForward {
     RunningMoments<A> unused{};
     for (int64_t i0 = row0; i0 < row1; i0 += tile)
       for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) {
-        const InputPlane<T> x = input(c);
-        for (int64_t i = i0; i < std::min(i0 + tile, row1); ++i) row(x, c, i, nullptr, unused);
+        const InputPlane<T> from = input(c);
+        const OutputPlane<T> to = output(c);
+        for (int64_t i = i0, i1 = std::min(i0 + tile, row1); i < i1; ++i)
+          forward_row_3x3<V, T>(to, from.rows(i), i, nullptr, unused);
       }
   }
 
@@ -217,7 +221,6 @@ class StyleKernelConvForward {
   InputTile<T> x_;
   RowBorder border_;
   PaddedRows<A> t_;
-  std::vector<T> zeros_;
   int64_t ready_ = -1;
 };
 

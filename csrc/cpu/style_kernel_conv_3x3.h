@@ -6,15 +6,39 @@
 // taps need would cost half as much again.
 namespace stylekern::STYLEKERN_TARGET {
 
+// Calls f(v) with v the whole vectors a row of w values has, where that is a number that rows are unrolled for, else 0.
+template <class A, class F>
+STYLEKERN_INLINE void with_vectors(int64_t w, F&& f) {
+  if (w == 2 * kLanes<A>) return f(std::integral_constant<int, 2>{});
+  if (w == 4 * kLanes<A>) return f(std::integral_constant<int, 4>{});
+  f(std::integral_constant<int, 0>{});
+}
+
 // Calls use(j, count, left, here, right) along a row of w values. here = make(j, count) holds a vector `t`, lanes j to
 // j + count - 1 of the row; left and right are the same one lane down and up, with the border rule beyond the ends.
-template <class A, class Make, class Use>
+// V: the whole vectors that the row has, which are then unrolled: short rows cost a third less; or 0.
+template <class A, int V, class Make, class Use>
 STYLEKERN_INLINE void for_neighbours(int64_t w, Padding padding, Make&& make, Use&& use) {
   constexpr int lanes = kLanes<A>;
   const std::integral_constant<int, lanes> whole;
   const auto left_border = [&](Vec<A> first) {
     return padding == Padding::kZeros ? A(0) : padding == Padding::kReflect ? first[1] : first[0];
   };
+  if constexpr (V > 0) {
+    const auto right_border = [&](Vec<A> last) {
+      return padding == Padding::kZeros ? A(0) : padding == Padding::kReflect ? last[lanes - 2] : last[lanes - 1];
+    };
+    decltype(make(0, whole)) row[V];
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) row[k] = make(k * lanes, whole);
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) {
+      const Vec<A> before = k > 0 ? row[k - 1].t : broadcast(left_border(row[0].t));
+      const Vec<A> after = k + 1 < V ? row[k + 1].t : broadcast(right_border(row[V - 1].t));
+      use(k * lanes, whole, shift_up(before, row[k].t), row[k], shift_down(row[k].t, after));
+    }
+    return;
+  }
   const int64_t rest = w % lanes;
   auto here = w < lanes ? make(0, rest) : make(0, whole);
   Vec<A> before = broadcast(left_border(here.t));
@@ -46,22 +70,17 @@ STYLEKERN_INLINE void for_neighbours(int64_t w, Padding padding, Make&& make, Us
 template <class T>
 struct InputRows {
   using A = Acc<T>;
-  const T* row[3];
-  A mean[3], rstd[3];
+  const T* row[3];  // null: zeros
   bool normalize;
+  A mean, rstd;
 
   template <class N>
   STYLEKERN_ALWAYS_INLINE Vec<A> get(int a, int64_t j, N count) const {
+    if (!row[a]) return Vec<A>{};
     const Vec<A> x = load(row[a] + j, count);
-    return normalize ? (x - mean[a]) * rstd[a] : x;
+    return normalize ? (x - mean) * rstd : x;
   }
 };
-
-// What the rule Padding::kZeros reads above and below a picture.
-template <class T>
-std::vector<T> zero_row(const StyleKernelConv& p) {
-  return std::vector<T>(p.padding == Padding::kZeros ? size_t(p.w) : 0);
-}
 
 // A channel's plane of x; without normalisation, mean is null.
 template <class T>
@@ -69,25 +88,27 @@ class InputPlane {
  public:
   using A = Acc<T>;
 
-  InputPlane(const StyleKernelConv& p, const T* x, const A* mean, const A* rstd, const T* zeros)
-      : p_(p), x_(x), zeros_(zeros), normalize_(mean), mean_(mean ? *mean : A(0)), rstd_(mean ? *rstd : A(1)) {}
+  InputPlane(const StyleKernelConv& p, const T* x, const A* mean, const A* rstd)
+      : x_(x),
+        row_(p.input.row),
+        h_(p.h),
+        above_(border_row(border_index(-1, p.h, p.padding))),
+        below_(border_row(border_index(p.h, p.h, p.padding))),
+        normalize_(mean),
+        mean_(mean ? *mean : A(0)),
+        rstd_(mean ? *rstd : A(1)) {}
 
-  InputRows<T> rows(int64_t i) const {
-    const T* const x = x_ + i * p_.input.row;
-    InputRows<T> result{
-        {x - p_.input.row, x, x + p_.input.row}, {mean_, mean_, mean_}, {rstd_, rstd_, rstd_}, normalize_};
-    if (i > 0 && i + 1 < p_.h) return result;
-    for (int a : {0, 2}) {
-      const int64_t source = border_index(i + a - 1, p_.h, p_.padding);
-      result.row[a] = source < 0 ? zeros_ : x_ + source * p_.input.row;
-      if (source < 0) result.mean[a] = result.rstd[a] = 0;  // the rule pads the normalised x with zeros
-    }
-    return result;
+  STYLEKERN_ALWAYS_INLINE InputRows<T> rows(int64_t i) const {
+    const T* const x = x_ + i * row_;
+    return {{i > 0 ? x - row_ : above_, x, i + 1 < h_ ? x + row_ : below_}, normalize_, mean_, rstd_};
   }
 
  private:
-  const StyleKernelConv& p_;
-  const T *x_, *zeros_;
+  const T* border_row(int64_t i) const { return i < 0 ? nullptr : x_ + i * row_; }
+
+  const T* x_;
+  int64_t row_, h_;
+  const T *above_, *below_;
   bool normalize_;
   A mean_, rstd_;
 };
@@ -106,28 +127,39 @@ STYLEKERN_INLINE Column<Acc<T>> vertical_3x3(const InputRows<T>& x, const T* v, 
   return {t};
 }
 
+// A channel's plane of filters, bias and output.
+template <class T>
+struct OutputPlane {
+  const T *v, *u, *bias;  // bias: null where there is none
+  T* y;
+  int64_t w, v_row, v_tap, u_row, u_tap, bias_row;
+  Padding padding;
+  bool streamed;
+};
+
 // y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j]
 //
 // Where `ahead` is given, a row of the plane whose statistics are next: this row waits for memory more than it
 // computes, so the sums of another come with it at next to no cost.
-template <class T>
-STYLEKERN_INLINE void forward_row_3x3(const StyleKernelConv& p, const InputRows<T> x, const T* v, const T* u,
-                                      const T* bias, T* y, bool streamed, const T* ahead,
+template <int V, class T>
+STYLEKERN_INLINE void forward_row_3x3(const OutputPlane<T>& to, const InputRows<T> x, int64_t i, const T* ahead,
                                       RunningMoments<Acc<T>>& moments) {
   using A = Acc<T>;
-  const int64_t v_tap = p.vertical.tap, u_tap = p.horizontal.tap;
-  for_neighbours<A>(
-      p.w, p.padding,
+  const T *const v = to.v + i * to.v_row, *const u = to.u + i * to.u_row;
+  const T* const bias = to.bias ? to.bias + i * to.bias_row : nullptr;
+  T* const y = to.y + i * to.w;
+  for_neighbours<A, V>(
+      to.w, to.padding,
       [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         if (ahead) moments.add(load(ahead + j, count));
-        return vertical_3x3(x, v, v_tap, j, count);
+        return vertical_3x3(x, v, to.v_tap, j, count);
       },
       [&](int64_t j, auto count, Vec<A> left, const Column<A>& here, Vec<A> right) STYLEKERN_ALWAYS_INLINE {
         Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
         sum = fma(load(u + j, count), left, sum);
-        sum = fma(load(u + u_tap + j, count), here.t, sum);
-        sum = fma(load(u + 2 * u_tap + j, count), right, sum);
-        if (streamed)
+        sum = fma(load(u + to.u_tap + j, count), here.t, sum);
+        sum = fma(load(u + 2 * to.u_tap + j, count), right, sum);
+        if (to.streamed)
           stream(y + j, sum, count);
         else
           store(y + j, sum, count);
@@ -149,7 +181,7 @@ struct RowGradients {
 // grad_horizontal[b,j] = sum over channels of g[j] * t[j+b-1]
 // grad_vertical[a,j]   = sum over channels of grad_t[j] * x[a,j]
 // grad_x[a,j]         += vertical[a,j] * grad_t[j]
-template <class T, class D>
+template <int V, class T, class D>
 STYLEKERN_INLINE void backward_row_3x3(const StyleKernelConv& p, const InputRows<T> x, const T* v, const T* u,
                                        const T* g, const RowGradients<T, D> to) {
   using A = Acc<T>;
@@ -183,7 +215,7 @@ STYLEKERN_INLINE void backward_row_3x3(const StyleKernelConv& p, const InputRows
     else
       store(sum, to.first ? value : value + load(sum, count), count);
   };
-  for_neighbours<A>(
+  for_neighbours<A, V>(
       w, p.padding,
       [&](int64_t j, auto count)
           STYLEKERN_ALWAYS_INLINE { return to.u ? vertical_3x3(x, v, v_tap, j, count) : Column<A>{}; },

@@ -18,8 +18,7 @@ class StyleKernelConvBackward {
         border_(p_.w, p_.rh(), p_.padding),
         grad_t_(p_.w, p_.rh()),
         spread_(p_.w, p_.rh()),
-        offset_(p_.padding == Padding::kNone ? p_.rv() : 0),
-        zeros_(zero_row<T>(p_)) {}
+        offset_(p_.padding == Padding::kNone ? p_.rv() : 0) {}
 
   // Rows [row0, row1) of grad_vertical and grad_horizontal, and of the gradient of the (normalised) x, whose dense
   // planes, one a channel of the group, start at grad_x.
@@ -65,7 +64,7 @@ class StyleKernelConvBackward {
     const int64_t cpg = p_.channels_per_group(), in_plane = p_.in_h * p_.in_w;
     for (int64_t k = 0; k < cpg; ++k) {
       if (K == 3 && sequential) {
-        rows_3x3(i0, i1, k, grad_v, grad_u, tap_stride, origin);
+        with_vectors<A>(p_.w, [&](auto vectors) { rows_3x3<vectors>(i0, i1, k, grad_v, grad_u, tap_stride, origin); });
         continue;
       }
       const int64_t c = g_ * cpg + k, nc = n_ * p_.c + c;
@@ -112,11 +111,11 @@ class StyleKernelConvBackward {
     }
   }
 
-  template <class D>
+  template <int V, class D>
   void rows_3x3(int64_t i0, int64_t i1, int64_t k, D* grad_v, D* grad_u, int64_t tap_stride, int64_t origin) {
     const int64_t c = g_ * p_.channels_per_group() + k, nc = n_ * p_.c + c;
     const InputPlane<T> x(p_, args_.input + n_ * p_.input.n + c * p_.input.p, args_.mean ? args_.mean + nc : nullptr,
-                          args_.mean ? args_.rstd + nc : nullptr, zeros_.data());
+                          args_.mean ? args_.rstd + nc : nullptr);
     A* const grad_x = grad_x_ ? grad_x_ + k * p_.h * p_.w : nullptr;
     for (int64_t i = i0; i < i1; ++i) {
       RowGradients<T, D> to;
@@ -130,8 +129,8 @@ class StyleKernelConvBackward {
         // Row i's own tap is the first to reach row i where no row above was walked; else the lower tap of i - 1 was.
         to.fresh[a] = (a == 2 && i + 1 < p_.h) || (a == 1 && i == std::max<int64_t>(row0_ - 1, 0));
       }
-      backward_row_3x3(p_, x.rows(i), v_row(i), u_row(i), args_.grad + n_ * p_.grad.n + c * p_.grad.p + i * p_.grad.row,
-                       to);
+      backward_row_3x3<V>(p_, x.rows(i), v_row(i), u_row(i),
+                          args_.grad + n_ * p_.grad.n + c * p_.grad.p + i * p_.grad.row, to);
     }
   }
 
@@ -259,7 +258,6 @@ class StyleKernelConvBackward {
   const T *v_ = nullptr, *u_ = nullptr;
   A* grad_x_ = nullptr;
   std::vector<A> filter_sums_;
-  std::vector<T> zeros_;
 };
 
 }  // namespace stylekern::STYLEKERN_TARGET
