@@ -33,8 +33,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not rows:
         return
-    columns = list(rows[0])
-    widths = [max(len(column), *(len(row[column]) for row in rows)) for column in columns]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    widths = [max(len(column), *(len(row.get(column, "")) for row in rows)) for column in columns]
     terminalreporter.section("ours against eager, torch.compile, and a copy of the same bytes, in one run each")
-    for cells in (columns, *([row[c] for c in columns] for row in rows)):
+    for cells in (columns, *([row.get(c, "") for c in columns] for row in rows)):
         terminalreporter.write_line("  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))

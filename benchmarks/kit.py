@@ -60,7 +60,70 @@ def copy_of(size: int) -> Callable[[], Any]:
     return lambda: target.copy_(source)
 
 
-def forward_backward(function: Callable[..., Tensor], tensors: list[Tensor], upstream: Tensor) -> Callable[[], Any]:
+def forward_backward(function: Callable[..., Any], tensors: list[Tensor], upstream: list[Tensor]) -> Callable[[], Any]:
     """A call and the gradients of all tensors."""
     leaves = [x.detach().requires_grad_() for x in tensors]
-    return lambda: torch.autograd.grad(function(*leaves), leaves, upstream)
+    return lambda: torch.autograd.grad(outputs(function(*leaves)), leaves, upstream)
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    """What a function returned, one tensor or several."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def compare(
+    benchmark: Any,
+    table: list[dict[str, str]],
+    *,
+    operator: str,
+    ours: Callable[..., Any],
+    eager: Callable[..., Any],
+    others: dict[str, Callable[..., Any]] | None = None,
+    tensors: list[Tensor],
+    backward: bool,
+    values: int,
+    shape: str,
+) -> None:
+    """Checks ours against the definition in float64, then times it against the others and a copy of the same bytes.
+
+    Args:
+        benchmark: pytest-benchmark's fixture.
+        table: Where the row of results goes.
+        operator: Its name, for the table.
+        ours: The operator.
+        eager: The definition in plain torch; it is also compiled.
+        others: What else people use, by name.
+        tensors: The arguments, all of which get gradients.
+        backward: Whether to time forward and backward together.
+        values: The fewest values that must be read and written.
+        shape: For the table.
+    """
+    torch._dynamo.reset()
+    dtype, compiled = tensors[0].dtype, torch.compile(eager, dynamic=False)
+    truth, given = outputs(eager(*(t.double() for t in tensors))), outputs(ours(*tensors))
+    for y, exact in zip(given, truth, strict=True):
+        assert (y.double() - exact).norm() < (2e-5 if dtype == torch.float32 else 8e-3) * exact.norm()
+    functions = {"ours": ours, "eager": eager, "compiled": compiled, **(others or {})}
+    if backward:
+        upstream = [torch.randn_like(y) for y in given]
+        runs = {name: forward_backward(f, tensors, upstream) for name, f in functions.items()}
+    else:
+        runs = {name: (lambda f=f: f(*tensors)) for name, f in functions.items()}
+    size = values * tensors[0].element_size()
+    with torch.set_grad_enabled(backward):
+        seconds = interleaved(runs | {"copy": copy_of(size)})
+        benchmark.pedantic(runs["ours"], rounds=5, iterations=3, warmup_rounds=1)
+    benchmark.extra_info["median_seconds"] = seconds
+    benchmark.extra_info["bytes"] = size
+    against = {f"x {name}": f"{seconds[name] / seconds['ours']:.1f}" for name in functions if name != "ours"}
+    table.append(
+        {
+            "operator": operator,
+            "shape": shape,
+            "dtype": str(dtype).removeprefix("torch."),
+            "pass": "fwd+bwd" if backward else "fwd",
+            "GB/s": f"{size / seconds['ours'] / 1e9:.1f}",
+            "of a copy": f"{seconds['copy'] / seconds['ours']:.2f}",
+            **against,
+        }
+    )

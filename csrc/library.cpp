@@ -14,6 +14,30 @@ STABLE_TORCH_LIBRARY(stylekern, m) {
       "style_kernel_conv_backward(Tensor grad, Tensor input, Tensor vertical, Tensor horizontal, Tensor mean, "
       "Tensor rstd, str padding_mode, str composition, bool normalize, int correction, bool need_input, "
       "bool need_vertical, bool need_horizontal) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "adaconv(Tensor input, Tensor kernel, Tensor? bias, bool normalize, str padding_mode, float eps, "
+      "int correction) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "adaconv_backward(Tensor grad, Tensor input, Tensor kernel, Tensor mean, Tensor rstd, bool normalize, "
+      "str padding_mode, int correction, bool need_input, bool need_kernel, bool need_bias) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def("adain(Tensor content, Tensor style, float eps, int correction) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "adain_backward(Tensor grad, Tensor content, Tensor style, Tensor content_mean, Tensor content_rstd, "
+      "Tensor style_mean, Tensor style_rstd, int correction, bool need_content, bool need_style) -> (Tensor, Tensor)");
+  m.def(
+      "factorized_instance_norm(Tensor content, Tensor gamma_ind, Tensor beta_ind, Tensor gamma_style, "
+      "Tensor beta_style, float eps, int correction) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "factorized_instance_norm_backward(Tensor grad, Tensor content, Tensor gamma_ind, Tensor beta_ind, "
+      "Tensor gamma_style, Tensor mean, Tensor rstd, int correction, bool need_content, bool need_gamma_style) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("wavelet_pool(Tensor input, str odd) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "wavelet_pool_backward(Tensor ll, Tensor lh, Tensor hl, Tensor hh, SymInt height, SymInt width, str odd) "
+      "-> Tensor");
+  m.def("wavelet_unpool(Tensor ll, Tensor lh, Tensor hl, Tensor hh, SymInt height, SymInt width) -> Tensor");
+  m.def("wavelet_unpool_backward(Tensor grad) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 #ifndef STYLEKERN_CUDA_ARCHS

@@ -1,4 +1,4 @@
-"""What the kernels share: tiles of a plane, the border rule, and instance normalisation.
+"""What the kernels share: tiles of a plane, the border rule, and separable filters.
 
 A plane is one sample's channel (or filter group), H x W with W dense. Offsets are 64-bit from the plane's base on, and
 grids have one dimension, the only one whose limit, 2^31 - 1, holds for tensors above 2^31 elements.
@@ -14,7 +14,6 @@ import triton.language as tl
 from torch import Tensor
 
 THREADS = 128  # 4 warps a program: small enough that many fit on a multiprocessor, which is what hides memory latency
-CHUNK = 8192  # values of a plane that one program of 8 warps holds in registers to take their moments
 
 
 # Host side
@@ -82,19 +81,26 @@ def inside(rows, cols, height, width):
 
 
 @triton.jit
-def border(i, tap, TAPS: tl.constexpr, size, PADDING: tl.constexpr):
-    """What position i reads through a tap: a position in [0, size), or -1 where it reads a zero."""
-    p = i + tap - TAPS // 2
-    if TAPS == 1:
-        q = i  # a contiguous range stays one, which is loaded in vectors
-    elif PADDING == "none":
-        q = i + tap
-    elif PADDING == "reflect":
+def inner(p, size, PADDING: tl.constexpr):
+    """What position p of a padded axis reads: a position in [0, size), or -1 where it reads a zero."""
+    if PADDING == "reflect":
         q = tl.where(p < 0, -p, tl.where(p >= size, 2 * (size - 1) - p, p))
     elif PADDING == "replicate":
         q = tl.minimum(tl.maximum(p, 0), size - 1)
     else:
         q = tl.where((p >= 0) & (p < size), p, -1)
+    return q
+
+
+@triton.jit
+def border(i, tap, TAPS: tl.constexpr, size, PADDING: tl.constexpr):
+    """What position i reads through a tap: a position in [0, size), or -1 where it reads a zero."""
+    if TAPS == 1:
+        q = i  # a contiguous range stays one, which is loaded in vectors
+    elif PADDING == "none":
+        q = i + tap
+    else:
+        q = inner(i + tap - TAPS // 2, size, PADDING)
     return q
 
 
@@ -161,141 +167,3 @@ def vertical_sum(
         for a in range(KV):
             t = _vertical_tap(t, a, x, v, rows, x_cols, v_cols, mask, height, KV, PADDING, ACC)
     return t
-
-
-# Instance normalisation: a plane is cut into chunks, so that few large planes still fill the device. The cut depends on
-# the plane's size alone, and parts are summed in order: the same bits every time.
-
-
-@triton.jit
-def _load_chunk(x_ptr, i, size, width, stride_xh, DENSE: tl.constexpr, ACC: tl.constexpr):
-    offset = i if DENSE else i // width * stride_xh + i % width
-    return tl.load(x_ptr + offset, mask=i < size, other=0.0).to(ACC)
-
-
-@triton.jit
-def _moments_kernel(
-    x_ptr, part_ptr, channels, size, width, parts, stride_xn, stride_xc, stride_xh,
-    DENSE: tl.constexpr, CHUNK: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """part[plane, chunk] = (mean, sum of (x - mean)^2): two passes, over registers."""
-    pid = tl.program_id(0).to(tl.int64)
-    plane = pid // parts
-    start = pid % parts * CHUNK
-    i = start + tl.arange(0, CHUNK)
-    x_ptr += plane // channels * stride_xn + plane % channels * stride_xc
-    x = _load_chunk(x_ptr, i, size, width, stride_xh, DENSE, ACC)
-    mean = tl.sum(x, 0) / tl.minimum(size - start, CHUNK).to(ACC)
-    centred = tl.where(i < size, x - mean, 0.0)
-    tl.store(part_ptr + 2 * pid, mean)
-    tl.store(part_ptr + 2 * pid + 1, tl.sum(centred * centred, 0))
-
-
-@triton.jit
-def _statistics_kernel(
-    part_ptr, mean_ptr, rstd_ptr, parts, size, divisor,
-    EPS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Merges the chunks of a plane: sum (x-mean)^2 = sum over chunks of m2 + count * (chunk mean - mean)^2."""
-    plane = tl.program_id(0).to(tl.int64)
-    part_ptr += 2 * plane * parts
-    lane = tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], ACC)
-    for start in range(0, parts, BLOCK):
-        i = start + lane
-        count = tl.minimum(size - i.to(tl.int64) * CHUNK, CHUNK).to(ACC)
-        total += tl.load(part_ptr + 2 * i, mask=i < parts, other=0.0) * count
-    mean = tl.sum(total, 0) / size
-    m2 = tl.zeros([BLOCK], ACC)
-    for start in range(0, parts, BLOCK):
-        i = start + lane
-        count = tl.minimum(size - i.to(tl.int64) * CHUNK, CHUNK).to(ACC)
-        shift = tl.load(part_ptr + 2 * i, mask=i < parts, other=0.0) - mean
-        within = tl.load(part_ptr + 2 * i + 1, mask=i < parts, other=0.0)
-        m2 += tl.where(i < parts, within + count * shift * shift, 0.0)
-    tl.store(mean_ptr + plane, mean)
-    tl.store(rstd_ptr + plane, 1.0 / tl.sqrt(tl.sum(m2, 0) / divisor + EPS))  # EPS: a float argument would be fp32
-
-
-@triton.jit
-def _gradient_sums_kernel(
-    grad_xhat_ptr, x_ptr, mean_ptr, rstd_ptr, part_ptr, channels, size, width, parts, stride_xn, stride_xc, stride_xh,
-    DENSE: tl.constexpr, CHUNK: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """part[plane, chunk] = (sum of grad_xhat, sum of grad_xhat * xhat)."""
-    pid = tl.program_id(0).to(tl.int64)
-    plane = pid // parts
-    i = pid % parts * CHUNK + tl.arange(0, CHUNK)
-    x_ptr += plane // channels * stride_xn + plane % channels * stride_xc
-    x = _load_chunk(x_ptr, i, size, width, stride_xh, DENSE, ACC)
-    xhat = (x - tl.load(mean_ptr + plane)) * tl.load(rstd_ptr + plane)
-    grad_xhat = tl.load(grad_xhat_ptr + plane * size + i, mask=i < size, other=0.0)
-    tl.store(part_ptr + 2 * pid, tl.sum(grad_xhat, 0))
-    tl.store(part_ptr + 2 * pid + 1, tl.sum(grad_xhat * xhat, 0))
-
-
-@triton.jit
-def _normalize_bwd_kernel(
-    grad_xhat_ptr, x_ptr, mean_ptr, rstd_ptr, part_ptr, grad_x_ptr,
-    channels, size, width, parts, divisor, stride_xn, stride_xc, stride_xh,
-    DENSE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    pid = tl.program_id(0).to(tl.int64)
-    plane = pid // parts
-    i = pid % parts * CHUNK + tl.arange(0, CHUNK)
-    lane = tl.arange(0, BLOCK)
-    sums = tl.zeros([BLOCK], ACC)
-    dots = tl.zeros([BLOCK], ACC)
-    part_ptr += 2 * plane * parts
-    for start in range(0, parts, BLOCK):
-        sums += tl.load(part_ptr + 2 * (start + lane), mask=start + lane < parts, other=0.0)
-        dots += tl.load(part_ptr + 2 * (start + lane) + 1, mask=start + lane < parts, other=0.0)
-    x_ptr += plane // channels * stride_xn + plane % channels * stride_xc
-    x = _load_chunk(x_ptr, i, size, width, stride_xh, DENSE, ACC)
-    rstd = tl.load(rstd_ptr + plane)
-    xhat = (x - tl.load(mean_ptr + plane)) * rstd
-    grad_xhat = tl.load(grad_xhat_ptr + plane * size + i, mask=i < size, other=0.0)
-    # grad_x = rstd * (grad_xhat - mean(grad_xhat) - xhat * sum(grad_xhat * xhat) / (size - correction))
-    grad_x = rstd * (grad_xhat - tl.sum(sums, 0) / size - xhat * (tl.sum(dots, 0) / divisor))
-    tl.store(grad_x_ptr + plane * size + i, grad_x.to(grad_x_ptr.dtype.element_ty), mask=i < size)
-
-
-def _chunks(x: Tensor, correction: int) -> tuple[int, int, int, int, dict[str, object]]:
-    """planes, size, parts, divisor of the variance, and the launch options."""
-    planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
-    chunk = min(CHUNK, max(triton.next_power_of_2(size), 128))
-    options = {"CHUNK": chunk, "ACC": accumulator(x), "num_warps": max(1, min(8, chunk // 1024))}
-    return planes, size, triton.cdiv(size, chunk), max(size - correction, 0), options
-
-
-def instance_statistics(x: Tensor, eps: float, correction: int) -> tuple[Tensor, Tensor]:
-    """mean and 1 / sqrt(var + eps) of every plane of [N, C, H, W], W dense; each [N, C], float32 (float64)."""
-    mean = torch.empty(x.shape[:2], dtype=torch_accumulator(x), device=x.device)
-    rstd = torch.empty_like(mean)
-    planes, size, parts, divisor, options = _chunks(x, correction)
-    part = torch.empty((planes, parts, 2), dtype=mean.dtype, device=x.device)
-    with on_device_of(x):
-        _moments_kernel[(planes * parts,)](
-            x, part, x.shape[1], size, x.shape[3], parts, *x.stride()[:3], DENSE=x.stride(2) == x.shape[3], **options
-        )
-        _statistics_kernel[(planes,)](
-            part, mean, rstd, parts, size, divisor, EPS=eps, CHUNK=options["CHUNK"], BLOCK=128, ACC=options["ACC"]
-        )
-    return mean, rstd
-
-
-def instance_norm_backward(grad_xhat: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, correction: int) -> Tensor:
-    """The gradient of x from that of the normalised x, which is contiguous and of the accumulator's dtype."""
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    planes, size, parts, divisor, options = _chunks(x, correction)
-    part = torch.empty((planes, parts, 2), dtype=mean.dtype, device=x.device)
-    dense = x.stride(2) == x.shape[3]
-    with on_device_of(x):
-        _gradient_sums_kernel[(planes * parts,)](
-            grad_xhat, x, mean, rstd, part, x.shape[1], size, x.shape[3], parts, *x.stride()[:3], DENSE=dense, **options
-        )
-        _normalize_bwd_kernel[(planes * parts,)](
-            grad_xhat, x, mean, rstd, part, grad_x, x.shape[1], size, x.shape[3], parts, divisor, *x.stride()[:3],
-            DENSE=dense, BLOCK=128, **options,
-        )  # fmt: skip
-    return grad_x

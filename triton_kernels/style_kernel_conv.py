@@ -22,8 +22,6 @@ from ._common import (
     dense_rows,
     filter_of,
     inside,
-    instance_norm_backward,
-    instance_statistics,
     load_filter,
     offsets,
     on_device_of,
@@ -36,6 +34,7 @@ from ._common import (
     torch_accumulator,
     vertical_sum,
 )
+from ._instance_norm import instance_norm_backward, instance_statistics
 from .style_kernel_conv_backward import FUSED_TAPS as FUSED_BACKWARD_TAPS
 from .style_kernel_conv_backward import filter_gradient, fused_gradients, source_gradient
 

@@ -8,11 +8,6 @@
 
 namespace stylekern {
 
-inline PlaneStrides plane_strides(const Tensor& x) {  // [N, P, H, W] or [N, P, K, H, W]
-  const int64_t d = x.dim();
-  return {x.stride(0), x.stride(1), d == 5 ? x.stride(2) : 0, x.stride(d - 2)};
-}
-
 inline StyleKernelConv make_problem(const Tensor& input, const Tensor& vertical, const Tensor& horizontal,
                                     const std::string& padding_mode, const std::string& composition, bool normalize) {
   STD_TORCH_CHECK(input.dim() == 4 && vertical.dim() == 5 && horizontal.dim() == 5,

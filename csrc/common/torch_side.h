@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "border.h"
+#include "planes.h"
 
 namespace stylekern {
 
@@ -28,6 +28,23 @@ using torch::stable::Tensor;
 inline Tensor with_dense_rows(const Tensor& x) {
   const int64_t last = x.dim() - 1;
   return x.size(last) <= 1 || x.stride(last) == 1 ? x : torch::stable::contiguous(x);
+}
+
+inline PlaneStrides plane_strides(const Tensor& x) {  // [N, P, H, W] or [N, P, K, H, W]
+  const int64_t d = x.dim();
+  return {x.stride(0), x.stride(1), d == 5 ? x.stride(2) : 0, x.stride(d - 2)};
+}
+
+// Checks of arguments that the public function has checked with better words: they keep a direct call of a registered
+// operator from reading outside of its tensors.
+inline void check_shape(const char* name, const Tensor& x, std::initializer_list<int64_t> sizes) {
+  bool fits = x.dim() == int64_t(sizes.size());
+  for (int64_t d = 0; fits && d < x.dim(); ++d) fits = x.size(d) == sizes.begin()[d];
+  STD_TORCH_CHECK(fits, "stylekern: the shape of ", name, " does not fit the other arguments");
+}
+inline void check_dtype(const char* name, const Tensor& x, ScalarType dtype) {
+  STD_TORCH_CHECK(x.scalar_type() == dtype, "stylekern: ", name, " must be of the dtype ",
+                  torch::headeronly::toString(dtype));
 }
 
 // Asks for huge pages under a large new allocation. First touch of a page of 4 KiB costs about as much as writing it
@@ -69,6 +86,14 @@ inline Tensor empty_of(const Tensor& like, std::initializer_list<int64_t> sizes,
 inline ScalarType accumulate_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
+
+// mean or rstd of the planes of x, [N, C, H, W], as a forward returned it.
+inline void check_statistic(const char* name, const Tensor& x, const Tensor& statistic) {
+  check_shape(name, statistic, {x.size(0), x.size(1)});
+  check_dtype(name, statistic, accumulate_type(x));
+  STD_TORCH_CHECK(statistic.is_contiguous(), "stylekern: ", name, " must be contiguous");
+}
+inline Tensor empty_statistic(const Tensor& x) { return empty_of(x, {x.size(0), x.size(1)}, accumulate_type(x)); }
 
 inline Padding parse_padding(const std::string& name) {
   if (name == "reflect") return Padding::kReflect;

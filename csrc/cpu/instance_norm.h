@@ -23,20 +23,6 @@ class LaneSum {
   Vec<double> low_{}, high_{};
 };
 
-// Sums term(j), a vector, over the whole vectors of [0, length). Eight are added before they widen: that costs no digit
-// that the terms have, and saves most of the conversions.
-template <class A, class F>
-STYLEKERN_INLINE void add_terms(LaneSum& sum, int64_t length, F&& term) {
-  constexpr int64_t lanes = kLanes<A>;
-  int64_t j = 0;
-  for (; j + 8 * lanes <= length; j += 8 * lanes) {
-    Vec<A> part[4];
-    for (int64_t k = 0; k < 4; ++k) part[k] = term(j + 2 * k * lanes) + term(j + (2 * k + 1) * lanes);
-    sum.add((part[0] + part[1]) + (part[2] + part[3]));
-  }
-  for (; j + lanes <= length; j += lanes) sum.add(term(j));
-}
-
 // Sums of what arrives a vector at a time, about a centre. A plain value, so that a loop keeps it in registers.
 template <class A>
 struct RunningMoments {
@@ -156,35 +142,76 @@ void instance_statistics(const T* plane, int64_t h, int64_t w, int64_t row, doub
   moments.result(eps, correction, mean, rstd);
 }
 
-// With y = (x - mean) * rstd and g the gradient of y:
-//   grad_x = rstd * (g - sum(g) / n - y * sum(g * y) / (n - correction))
+// A plane whose rows touch, in every tensor that has it, is one long row.
+inline void flatten(int64_t& h, int64_t& w, std::initializer_list<int64_t> rows) {
+  for (int64_t row : rows)
+    if (row != w) return;
+  w *= std::exchange(h, 1);
+}
+
+struct GradientSums {
+  double g = 0, gx = 0;
+};
+
+// sum(g) and sum(g * x) over a plane, with x = (input - mean) * rstd and g what load_g(i, j, count) returns: lanes j to
+// j + count - 1 of row i, and zeros.
+template <class T, class LoadG>
+STYLEKERN_INLINE GradientSums gradient_sums(int64_t h, int64_t w, const T* input, int64_t row, Acc<T> mean, Acc<T> rstd,
+                                            LoadG&& load_g) {
+  using A = Acc<T>;
+  constexpr int64_t kPending = 1024;  // values that are summed in A before their sum joins one in double
+  LaneSum sum_g, sum_gx;
+  Vec<A> g_part{}, gx_part{};
+  int64_t pending = 0;
+  for (int64_t i = 0; i < h; ++i)
+    for (int64_t j0 = 0; j0 < w; j0 += kPending) {
+      const int64_t length = std::min(w - j0, kPending);
+      for_vectors<A>(length, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        const Vec<A> g = load_g(i, j0 + j, count), x = (load(input + i * row + j0 + j, count) - mean) * rstd;
+        g_part += g, gx_part = fma(g, x, gx_part);
+      });
+      if ((pending += length) < kPending) continue;
+      sum_g.add(g_part), sum_gx.add(gx_part);
+      g_part = gx_part = Vec<A>{}, pending = 0;
+    }
+  sum_g.add(g_part), sum_gx.add(gx_part);
+  return {sum_g.total(), sum_gx.total()};
+}
+
+// With x = (input - mean) * rstd and g the gradient of x:
+//   grad_input = rstd * (g - sum(g) / n - x * sum(g * x) / (n - correction))
+template <class A>
+struct NormalizeBackward {
+  A mean, rstd, mean_g, mean_gx, scale;
+
+  // `more` multiplies the result.
+  NormalizeBackward(A mean, A rstd, const GradientSums& sums, double n, int64_t correction, double more = 1)
+      : mean(mean),
+        rstd(rstd),
+        mean_g(A(sums.g / n)),
+        mean_gx(A(sums.gx / (n - double(correction)))),
+        scale(A(double(rstd) * more)) {}
+  STYLEKERN_ALWAYS_INLINE Vec<A> normalized(Vec<A> input) const { return (input - mean) * rstd; }
+  STYLEKERN_ALWAYS_INLINE Vec<A> operator()(Vec<A> g, Vec<A> x) const {
+    return fma(x, broadcast(-mean_gx), g - mean_g) * scale;
+  }
+};
+
 // g is dense; it may be grad_x itself.
 template <class T>
 void instance_norm_backward(const Acc<T>* g, const T* x, int64_t h, int64_t w, int64_t row, Acc<T> mean, Acc<T> rstd,
                             int64_t correction, T* grad_x) {
   using A = Acc<T>;
   const double n = double(h) * double(w);
-  if (row == w) w *= std::exchange(h, 1);  // a dense plane is one long row
-  LaneSum sum_g, sum_gy;
-  for (int64_t i = 0; i < h; ++i) {
-    const A* const gi = g + i * w;
-    const T* const xi = x + i * row;
-    const int64_t whole = w / kLanes<A> * kLanes<A>;
-    add_terms<A>(sum_g, w, [&](int64_t j) STYLEKERN_ALWAYS_INLINE { return load(gi + j); });
-    add_terms<A>(sum_gy, w,
-                 [&](int64_t j) STYLEKERN_ALWAYS_INLINE { return load(gi + j) * ((load(xi + j) - mean) * rstd); });
-    if (whole < w) {
-      const Vec<A> rest = load(gi + whole, w - whole);  // zero beyond the row
-      sum_g.add(rest);
-      sum_gy.add(rest * ((load(xi + whole, w - whole) - mean) * rstd));
-    }
-  }
-  const A mean_g = A(sum_g.total() / n), mean_gy = A(sum_gy.total() / (n - double(correction)));
+  flatten(h, w, {row});
+  const GradientSums sums = gradient_sums(h, w, x, row, mean, rstd,
+                                          [&](int64_t i, int64_t j, auto count)
+                                              STYLEKERN_ALWAYS_INLINE { return load(g + i * w + j, count); });
+  const NormalizeBackward<A> backward(mean, rstd, sums, n, correction);
   for (int64_t i = 0; i < h; ++i)
     for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-      const Vec<A> y = (load(x + i * row + j, count) - mean) * rstd;
-      const Vec<A> centred = load(g + i * w + j, count) - mean_g;
-      store(grad_x + i * w + j, fma(y, broadcast(-mean_gy), centred) * rstd, count);
+      const Vec<A> xj = backward.normalized(load(x + i * row + j, count));
+      store(grad_x + i * w + j, backward(load(g + i * w + j, count), xj), count);
     });
 }
 

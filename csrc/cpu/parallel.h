@@ -20,4 +20,26 @@ void parallel_for(int64_t count, int64_t operations, const F& f) {
   torch::stable::parallel_for(0, count, grain, f);
 }
 
+// Calls first(plane) for every plane, and then(plane, row0, row1) for all of its rows after that, on torch's threads:
+// one right after the other, while the plane is in cache, or, where there are too few planes for the threads, the
+// second in bands of rows. `operations` is about what a row costs.
+template <class First, class Then>
+void for_planes(int64_t planes, int64_t h, int64_t operations, const First& first, const Then& then) {
+  const int64_t wanted = 4 * int64_t(torch::stable::get_num_threads());
+  const int64_t bands = planes >= wanted ? 1 : std::clamp<int64_t>((wanted + planes - 1) / planes, 1, h);
+  parallel_for(planes, h * operations, [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      first(plane);
+      if (bands == 1) then(plane, 0, h);
+    }
+  });
+  if (bands == 1) return;
+  parallel_for(planes * bands, h * operations / bands, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t plane = i / bands, band = i % bands;
+      then(plane, h * band / bands, h * (band + 1) / bands);
+    }
+  });
+}
+
 }  // namespace stylekern

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <tuple>
 #include <type_traits>
@@ -77,6 +78,12 @@ inline Half to_half(float x) {
 inline bool worth_streaming(const void* results, int64_t bytes, int64_t row_bytes) {
   constexpr int64_t kLine = 64, kLarge = int64_t{4} << 20;
   return bytes >= kLarge && row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(results) % kLine == 0;
+}
+
+// What worth_streaming() wants to know of results of h rows of w values of `size` bytes, where rows of `row` values are
+// read: kernels walk rows that touch as one.
+inline int64_t stream_row_bytes(int64_t h, int64_t w, int64_t row, size_t size) {
+  return (row == w ? h * w : w) * int64_t(size);
 }
 
 enum class Target { kBaseline, kAvx2, kAvx512 };

@@ -238,6 +238,43 @@ STYLEKERN_INLINE V shift_down(V here, V next) {
   return window<1>(here, next, std::make_integer_sequence<int, sizeof(V) / sizeof(here[0])>());
 }
 
+// Elements first, first + 2, ... of two vectors side by side.
+template <int first, class V, int... l>
+STYLEKERN_INLINE V every_other(V a, V b, std::integer_sequence<int, l...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, first + 2 * l...);
+#else
+  return __builtin_shuffle(a, b, decltype(a < b){first + 2 * l...});
+#endif
+}
+template <class V>
+STYLEKERN_INLINE V even_lanes(V a, V b) {
+  return every_other<0>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>());
+}
+template <class V>
+STYLEKERN_INLINE V odd_lanes(V a, V b) {
+  return every_other<1>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>());
+}
+// a0 b0 a1 b1 ..., from lane `first` of both on.
+template <int first, class V, int... l>
+STYLEKERN_INLINE V zipped(V a, V b, std::integer_sequence<int, l...>) {
+  constexpr int lanes = sizeof(V) / sizeof(a[0]);
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, (first + l / 2 + l % 2 * lanes)...);
+#else
+  return __builtin_shuffle(a, b, decltype(a < b){(first + l / 2 + l % 2 * lanes)...});
+#endif
+}
+template <class V>
+STYLEKERN_INLINE V zip_low(V a, V b) {
+  return zipped<0>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>());
+}
+template <class V>
+STYLEKERN_INLINE V zip_high(V a, V b) {
+  constexpr int lanes = sizeof(V) / sizeof(a[0]);
+  return zipped<lanes / 2>(a, b, std::make_integer_sequence<int, lanes>());
+}
+
 // Calls f(j, count) over [0, w): full vectors first, with count a constant that folds, then the rest.
 template <class A, class F>
 STYLEKERN_INLINE void for_vectors(int64_t w, F&& f) {
@@ -274,6 +311,13 @@ STYLEKERN_INLINE void stream(T* p, Vec<Acc<T>> v, N count) {
   if constexpr (std::is_same_v<T, double> && !std::is_same_v<N, int64_t>) return _mm512_stream_pd(p, (__m512d)v);
 #endif
   store(p, v, count);
+}
+template <class T, class N>
+STYLEKERN_INLINE void store_or_stream(T* p, Vec<Acc<T>> v, N count, bool streamed) {
+  if (streamed)
+    stream(p, v, count);
+  else
+    store(p, v, count);
 }
 // Orders streamed stores before whatever tells another thread that they are there.
 inline void finish_streams() {

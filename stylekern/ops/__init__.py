@@ -1,10 +1,39 @@
 """The operators. Each is a function of tensors, differentiable once, on CPU and GPU; its docstring is its contract."""
 
 from stylekern.ops._operator import Operator
+from stylekern.ops.adaconv import OPERATOR as _adaconv
+from stylekern.ops.adaconv import adaconv
+from stylekern.ops.adain import OPERATOR as _adain
+from stylekern.ops.adain import adain
+from stylekern.ops.factorized_instance_norm import OPERATOR as _factorized_instance_norm
+from stylekern.ops.factorized_instance_norm import factorized_instance_norm
 from stylekern.ops.style_kernel_conv import OPERATOR as _style_kernel_conv
 from stylekern.ops.style_kernel_conv import style_kernel_conv
+from stylekern.ops.wavelet_pool import OPERATOR as _wavelet_pool
+from stylekern.ops.wavelet_pool import WaveletBands, wavelet_pool
+from stylekern.ops.wavelet_unpool import OPERATOR as _wavelet_unpool
+from stylekern.ops.wavelet_unpool import wavelet_unpool
 
 #: The table of operators: name -> registration.
-OPERATORS: dict[str, Operator] = {operator.name: operator for operator in (_style_kernel_conv,)}
+OPERATORS: dict[str, Operator] = {
+    operator.name: operator
+    for operator in (
+        _style_kernel_conv,
+        _adaconv,
+        _adain,
+        _factorized_instance_norm,
+        _wavelet_pool,
+        _wavelet_unpool,
+    )
+}
 
-__all__ = ["OPERATORS", "style_kernel_conv"]
+__all__ = [
+    "OPERATORS",
+    "WaveletBands",
+    "adaconv",
+    "adain",
+    "factorized_instance_norm",
+    "style_kernel_conv",
+    "wavelet_pool",
+    "wavelet_unpool",
+]

@@ -66,6 +66,15 @@ def check_option(operator: str, name: str, value: str, options: Sequence[str]) -
         raise ValueError(f"{operator}: {name} must be one of {', '.join(options)}, got {value!r}")
 
 
+def check_variance(operator: str, name: str, x: Tensor, correction: int) -> None:
+    """Raises ValueError where a plane of x, [N, C, H, W], has too few positions for a variance with this correction."""
+    n, c, h, w = x.shape
+    if n and c and 0 < h * w <= correction:
+        raise ValueError(
+            f"{operator}: the variance of {name}'s {h} x {w} positions with correction={correction} is not defined"
+        )
+
+
 def refuse_forward_mode(operator: str, *tensors: Tensor | None) -> None:
     """Raises RuntimeError where a tensor carries a forward-mode tangent, which the kernels would drop in silence."""
     if forward_ad._current_level < 0:

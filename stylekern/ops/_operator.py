@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +32,9 @@ class Operator:
         backward_fake: The same for the backward.
         setup_context: What the gradient formula keeps, as in `torch.autograd.Function`.
         backward: The gradient formula: `backward(ctx, run, *grads)`, where run is the backend's backward op.
-        reference: The definition, in plain torch, with the forward op's arguments; returns the output alone.
+        reference: The definition, in plain torch; returns the outputs alone.
+        outputs: How many of the schema's results are the function's own; the others are for the gradient formula.
+        prepare: From the definition's arguments to the schema's, in plain torch, where they differ.
         preference: Backends, best first.
     """
 
@@ -41,12 +45,16 @@ class Operator:
     backward_fake: Callable[..., Any]
     setup_context: Callable[..., None]
     backward: Callable[..., tuple[Tensor | None, ...]]
-    reference: Callable[..., Tensor]
+    reference: Callable[..., Any]
+    outputs: int = 1
+    prepare: Callable[..., tuple[Any, ...]] | None = None
     preference: tuple[str, ...] = _backends.BACKENDS
     _ops: dict[str, Callable[..., Any]] = field(default_factory=dict)
     _choices: dict[tuple[str, str], str] = field(default_factory=dict)
+    _names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._names.extend(inspect.signature(self.reference).parameters)
         for backend, namespace in NAMESPACES.items():
             if backend != "compiled":
                 self._define(backend)
@@ -55,16 +63,31 @@ class Operator:
             self._register(backend, namespace)
         self._choices.update(_backends.choices(self.name, self.preference))
 
-    def __call__(self, *args: Any) -> Tensor:
-        """Runs the forward op of the backend that `choose` names; the first argument decides the device."""
+    def __call__(self, *args: Any) -> Any:
+        """Runs the definition's arguments on the backend that was chosen; the first one decides the device."""
         asked, device = _backends.asked(), args[0].device.type
         backend = self._choices.get((asked, device))
         if backend is None:
             backend = _backends.resolve(asked, self.name, device, self.preference)
-        if backend == "reference":
-            return self.reference(*args)
-        output: Tensor = self._ops[backend](*args)[0]
-        return output
+        if backend == "reference" or self.prepare is not None:
+            # The public function has cast for autocast already; products in plain torch would be cast again.
+            with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+                if self.prepare is None or backend == "reference":
+                    return self._run_reference(args)
+                args = self.prepare(*args)
+        result = self._ops[backend](*args)
+        if isinstance(result, Tensor):
+            return result
+        return result[0] if self.outputs == 1 else tuple(result[: self.outputs])
+
+    def _run_reference(self, args: tuple[Any, ...]) -> Any:
+        """The definition, in float32 or better, its outputs as every backend gives them."""
+        dtype = args[0].dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            args = tuple(x.float() if isinstance(x, Tensor) else x for x in args)
+        result = self.reference(**dict(zip(self._names, args, strict=True)))
+        outputs = tuple(x.to(dtype).contiguous() for x in (result if isinstance(result, tuple) else (result,)))
+        return outputs if self.outputs > 1 else outputs[0]
 
     def _define(self, backend: str) -> None:
         library = _libraries[backend]

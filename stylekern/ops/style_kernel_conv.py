@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_option, check_tensors, refuse_forward_mode, shape
+from stylekern.ops._checks import check_option, check_tensors, check_variance, refuse_forward_mode, shape
 from stylekern.ops._operator import Operator
 
 PADDING_MODES = ("reflect", "replicate", "zeros", "none")
@@ -79,7 +79,9 @@ def style_kernel_conv(
     if cast is not None:
         input, vertical, horizontal = input.to(cast), vertical.to(cast), horizontal.to(cast)
         bias = None if bias is None else bias.to(cast)
-    return OPERATOR(input, vertical, horizontal, bias, padding_mode, composition, normalize, eps, correction)
+    args = (input, vertical, horizontal, bias, padding_mode, composition, normalize, eps, correction)
+    output: Tensor = OPERATOR(*args)
+    return output
 
 
 def _check_options(padding_mode: str, composition: str, normalize: bool) -> None:
@@ -131,10 +133,8 @@ def _check_shapes(
             f"style_kernel_conv: reflect padding needs k // 2 < size, got {kv} x {kh} taps on {h} x {w} pixels; "
             "use padding_mode='replicate' or smaller filters"
         )
-    if normalize and h * w <= correction:
-        raise ValueError(
-            f"style_kernel_conv: the variance of {h} x {w} pixels with correction={correction} is not defined"
-        )
+    if normalize:
+        check_variance("style_kernel_conv", "input", input, correction)
 
 
 def _fake(
@@ -205,34 +205,6 @@ def _backward(
     return tuple(gradients)
 
 
-def _reference(
-    input: Tensor,
-    vertical: Tensor,
-    horizontal: Tensor,
-    bias: Tensor | None,
-    padding_mode: str,
-    composition: str,
-    normalize: bool,
-    eps: float,
-    correction: int,
-) -> Tensor:
-    def wide(x: Tensor) -> Tensor:  # sums run in float32 or better
-        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-    output = reference.style_kernel_conv(
-        wide(input),
-        wide(vertical),
-        wide(horizontal),
-        None if bias is None else wide(bias),
-        padding_mode=padding_mode,
-        composition=composition,
-        normalize=normalize,
-        eps=eps,
-        correction=correction,
-    )
-    return output.to(input.dtype).contiguous()
-
-
 OPERATOR = Operator(
     name="style_kernel_conv",
     schema="(Tensor input, Tensor vertical, Tensor horizontal, Tensor? bias, str padding_mode, str composition, "
@@ -244,5 +216,5 @@ OPERATOR = Operator(
     backward_fake=_backward_fake,
     setup_context=_setup_context,
     backward=_backward,
-    reference=_reference,
+    reference=reference.style_kernel_conv,
 )

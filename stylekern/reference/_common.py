@@ -6,22 +6,23 @@ import torch
 from torch import Tensor
 
 
-def pad(x: Tensor, r: int, *, dim: int, mode: str) -> Tensor:
-    """Extends `dim` by r on both sides; `mode` is reflect, replicate, zeros or none.
+def pad(x: Tensor, r: int, after: int | None = None, *, dim: int, mode: str) -> Tensor:
+    """Extends `dim` by r before and `after` (r unless given) behind; `mode` is reflect, replicate, zeros or none.
 
     Slices and a concatenation rather than `F.pad`, whose backward is not deterministic on CUDA.
     """
-    if r == 0 or mode == "none":
+    after = r if after is None else after
+    if mode == "none" or r == after == 0:
         return x
-    size, shape = x.shape[dim], list(x.shape)
-    shape[dim] = r
+    size = x.shape[dim]
     if mode == "zeros" or x.numel() == 0:
-        before = after = x.new_zeros(shape)
+        first, last = (x.new_zeros([*x.shape[:dim], side, *x.shape[dim:][1:]]) for side in (r, after))
     elif mode == "replicate":
-        before, after = x.narrow(dim, 0, 1).expand(shape), x.narrow(dim, size - 1, 1).expand(shape)
+        first = x.narrow(dim, 0, 1).repeat_interleave(r, dim)
+        last = x.narrow(dim, size - 1, 1).repeat_interleave(after, dim)
     else:
-        before, after = x.narrow(dim, 1, r).flip(dim), x.narrow(dim, size - 1 - r, r).flip(dim)
-    return torch.cat([before, x, after], dim)
+        first, last = x.narrow(dim, 1, r).flip(dim), x.narrow(dim, size - 1 - after, after).flip(dim)
+    return torch.cat([first, x, last], dim)
 
 
 def instance_norm(x: Tensor, eps: float, correction: int) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.library import opcheck
 
 import stylekern
 from stylekern import _backends
@@ -22,8 +24,8 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, tor
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.clone(memory_format=torch.contiguous_format),
-    "channels_last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
-    "permuted": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "channels_last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1) if x.dim() > 1 else x,
+    "permuted": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2) if x.dim() > 1 else x,
     "sliced": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
     "strided": lambda x: x.repeat_interleave(2, -1)[..., ::2],
     "misaligned": lambda x: torch.cat([x.new_zeros(1), x.reshape(-1)])[1:].view(x.shape),
@@ -41,6 +43,11 @@ class Case:
         change = LAYOUTS[layout]
         moved = {k: None if x is None else change(x.to(device, dtype)) for k, x in self.tensors.items()}
         return Case({k: None if x is None else x.detach().requires_grad_() for k, x in moved.items()}, self.options)
+
+
+def outputs(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a function returned, one tensor or several."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 def relative_error(given: Tensor, truth: Tensor) -> float:
@@ -82,10 +89,11 @@ class OperatorSuite:
     """Subclasses set the operator's name, its functions, and its cases."""
 
     name: str
-    function: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
     cases: dict[str, Callable[[], Case]]
     typical: str  # the case that the tests of layouts, dtypes and torch's features use
+    threaded: dict[str, Callable[[], Case]]  # large enough for several threads, cut in all ways there are
     bad: dict[str, tuple[Callable[[], tuple[tuple[Any, ...], dict[str, Any]]], type[Exception], str]]
 
     @pytest.fixture(params=["compiled", "triton", "reference"])
@@ -96,11 +104,14 @@ class OperatorSuite:
         with stylekern.use_backend(request.param):
             yield request.param
 
-    def run(self, function: Callable[..., Tensor], case: Case, upstream: Tensor) -> list[Tensor]:
-        """The output, and the gradient of every tensor."""
-        output = function(**case.tensors, **case.options)
+    def call(self, case: Case) -> tuple[Tensor, ...]:
+        return outputs(type(self).function(**case.tensors, **case.options))
+
+    def run(self, function: Callable[..., Any], case: Case, upstream: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs, and the gradient of every tensor."""
+        given = outputs(function(**case.tensors, **case.options))
         wanted = [x for x in case.tensors.values() if x is not None]
-        return [output, *torch.autograd.grad(output, wanted, upstream.to(output))]
+        return [*given, *torch.autograd.grad(given, wanted, [g.to(y) for g, y in zip(upstream, given, strict=True)])]
 
     def check(self, case: Case, device: str, dtype: torch.dtype, layout: str = "contiguous") -> None:
         ours = case.to(device, dtype, layout)
@@ -108,16 +119,17 @@ class OperatorSuite:
             {k: None if x is None else x.detach().double().cpu().requires_grad_() for k, x in ours.tensors.items()},
             case.options,
         )
-        shape = type(self).reference(**truth.tensors, **truth.options).shape
-        upstream = torch.randn(shape, dtype=torch.float64).to(dtype).double()
+        shapes = [y.shape for y in outputs(type(self).reference(**truth.tensors, **truth.options))]
+        upstream = [torch.randn(shape, dtype=torch.float64).to(dtype).double() for shape in shapes]
         given, expected = self.run(type(self).function, ours, upstream), self.run(type(self).reference, truth, upstream)
-        names = ["output", *(f"grad_{k}" for k, x in case.tensors.items() if x is not None)]
+        names = [f"output {k}" for k in range(len(shapes))]
+        names += [f"grad_{k}" for k, x in case.tensors.items() if x is not None]
         plain: list[Tensor | None] = [None] * len(names)
         if dtype == torch.float32:
             plain = list(self.run(type(self).reference, ours, upstream))
         for name, a, b, p in zip(names, given, expected, plain, strict=True):
             assert_close(a, b, dtype, name, p)
-        assert given[0].is_contiguous()
+        assert all(y.is_contiguous() for y in given[: len(shapes)])
 
     @pytest.fixture(params=DEVICES)
     def device(self, request: pytest.FixtureRequest) -> str:
@@ -146,24 +158,58 @@ class OperatorSuite:
 
     def test_each_gradient_alone(self, backend: str, device: str) -> None:
         case = self.cases[self.typical]().to(device, torch.float32)
-        output = type(self).function(**case.tensors, **case.options)
-        upstream = torch.randn_like(output)
-        everything = torch.autograd.grad(output, [x for x in case.tensors.values() if x is not None], upstream)
-        for (name, x), expected in zip(case.tensors.items(), everything, strict=True):
+        upstream = [torch.randn_like(y) for y in self.call(case)]
+        given = [x for x in case.tensors.values() if x is not None]
+        everything = torch.autograd.grad(self.call(case), given, upstream)
+        for (name, x), expected in zip(
+            [(k, x) for k, x in case.tensors.items() if x is not None], everything, strict=True
+        ):
             tensors = {k: y if k == name or y is None else y.detach() for k, y in case.tensors.items()}
-            (alone,) = torch.autograd.grad(type(self).function(**tensors, **case.options), [x], upstream)
+            (alone,) = torch.autograd.grad(self.call(Case(tensors, case.options)), [x], upstream)
             assert torch.equal(alone, expected), name
 
     def test_same_bits_twice(self, backend: str, device: str) -> None:
         case = self.cases[self.typical]().to(device, torch.float32)
-        upstream = torch.randn_like(type(self).function(**case.tensors, **case.options))
+        upstream = [torch.randn_like(y) for y in self.call(case)]
         first, second = (self.run(type(self).function, case, upstream) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    @pytest.mark.parametrize("threads", [2, 3, 16])
+    def test_threads_do_not_change_a_bit(self, threaded_name: str, threads: int) -> None:
+        before = torch.get_num_threads()
+        for dtype in (torch.float32, torch.bfloat16):
+            case = self.threaded[threaded_name]().to("cpu", dtype)
+            upstream = [torch.randn(y.shape) for y in self.call(case)]
+            try:
+                torch.set_num_threads(1)
+                expected = self.run(type(self).function, case, upstream)
+                torch.set_num_threads(threads)
+                given = self.run(type(self).function, case, upstream)
+            finally:
+                torch.set_num_threads(before)
+            assert all(map(torch.equal, given, expected))
+
+    def op_arguments(self, case: Case) -> tuple[Any, ...]:
+        """Those of the registered op."""
+        bound = inspect.signature(type(self).reference).bind(**case.tensors, **case.options)
+        bound.apply_defaults()
+        prepare = OPERATORS[self.name].prepare
+        return prepare(*bound.arguments.values()) if prepare else tuple(bound.arguments.values())
+
+    @pytest.mark.parametrize("case_name", ["typical", "empty-batch"])
+    @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
+    def test_opcheck(self, case_name: str, layout: str) -> None:
+        make = self.cases[self.typical if case_name == "typical" else case_name]
+        arguments = self.op_arguments(make().to("cpu", torch.float32, layout))
+        leaves = tuple(x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in arguments)
+        for backend, op in OPERATORS[self.name]._ops.items():
+            if _backends.why_not(backend, self.name, "cpu") is None:
+                opcheck(op, leaves)
 
     def test_inputs_are_left_alone(self, backend: str, device: str) -> None:
         case = self.cases[self.typical]().to(device, torch.float32)
         before = [x.detach().clone() for x in case.tensors.values() if x is not None]
-        self.run(type(self).function, case, torch.randn_like(type(self).function(**case.tensors, **case.options)))
+        self.run(type(self).function, case, [torch.randn_like(y) for y in self.call(case)])
         after = [x for x in case.tensors.values() if x is not None]
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -172,12 +218,12 @@ class OperatorSuite:
             pytest.skip("interpreted Triton does not run under fake tensors")
         case = self.cases[self.typical]().to(device, torch.float32)
 
-        def doubled(**tensors: Tensor) -> Tensor:
-            return 2 * type(self).function(**tensors, **case.options)
+        def doubled(**tensors: Tensor) -> tuple[Tensor, ...]:
+            return tuple(2 * y for y in outputs(type(self).function(**tensors, **case.options)))
 
         torch._dynamo.reset()
         compiled = torch.compile(doubled, fullgraph=True, backend="aot_eager")
-        upstream = torch.randn_like(doubled(**case.tensors))
+        upstream = [torch.randn_like(y) for y in doubled(**case.tensors)]
         expected = self.run(doubled, Case(case.tensors), upstream)
         for a, b in zip(self.run(compiled, Case(case.tensors), upstream), expected, strict=True):
             assert relative_error(a, b) <= TOLERANCE[torch.float32]
@@ -192,31 +238,30 @@ class OperatorSuite:
         function, options = type(self).function, case.options
 
         class Module(torch.nn.Module):
-            def forward(self, *tensors: Tensor | None) -> Tensor:
-                return 2 * function(**dict(zip(names, tensors, strict=True)), **options)
+            def forward(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+                return tuple(2 * y for y in outputs(function(**dict(zip(names, tensors, strict=True)), **options)))
 
         expected = Module()(*tensors)
         exported = torch.export.export(Module(), tensors)
-        assert torch.equal(exported.module()(*tensors), expected)
+        assert all(map(torch.equal, exported.module()(*tensors), expected))
         package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "module.pt2"))
-        assert torch.equal(torch._inductor.aoti_load_package(package)(*tensors), expected)
+        assert all(map(torch.equal, torch._inductor.aoti_load_package(package)(*tensors), expected))
 
     def test_autocast_decides_the_dtype(self, backend: str, device: str) -> None:
         case = self.cases[self.typical]().to(device, torch.float32)
         with torch.autocast(device, dtype=torch.bfloat16):
-            output = type(self).function(**case.tensors, **case.options)
-        assert output.dtype == torch.bfloat16
+            given = self.call(case)
+        assert all(y.dtype == torch.bfloat16 for y in given)
         narrow = {k: None if x is None else x.bfloat16() for k, x in case.tensors.items()}
-        assert torch.equal(output, type(self).function(**narrow, **case.options))
+        assert all(map(torch.equal, given, self.call(Case(narrow, case.options))))
 
     def test_second_derivatives_are_refused(self, backend: str, device: str) -> None:
         if backend == "reference":
             pytest.skip("the reference is plain torch, and has them")
         case = self.cases[self.typical]().to(device, torch.float32)
-        output = type(self).function(**case.tensors, **case.options)
         first = next(iter(case.tensors.values()))
         assert first is not None
-        (grad,) = torch.autograd.grad(output.square().sum(), first, create_graph=True)
+        (grad,) = torch.autograd.grad(self.call(case)[0].square().sum(), first, create_graph=True)
         with pytest.raises(RuntimeError, match="differentiable once"):
             grad.sum().backward()
 
@@ -246,14 +291,14 @@ class OperatorSuite:
     @pytest.mark.cuda
     def test_runs_on_the_current_stream(self) -> None:
         case = self.cases[self.typical]().to("cuda", torch.float32)
-        expected = type(self).function(**case.tensors, **case.options)
+        expected = self.call(case)
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             torch.cuda._sleep(50_000_000)  # long enough that a launch on another stream would overtake the copies
             late = {k: None if x is None else x.detach().clone() for k, x in case.tensors.items()}
-            output = type(self).function(**late, **case.options)
+            given = self.call(Case(late, case.options))
         stream.synchronize()
-        assert torch.equal(output, expected)
+        assert all(map(torch.equal, given, expected))
 
     def test_is_in_the_table(self) -> None:
         assert self.name in OPERATORS
@@ -261,7 +306,9 @@ class OperatorSuite:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrises by the subclass's own cases; a test module imports this name."""
-    if "case_name" in metafunc.fixturenames:
+    if "threaded_name" in metafunc.fixturenames:
+        metafunc.parametrize("threaded_name", metafunc.cls.threaded)
+    if "case_name" in metafunc.fixturenames and metafunc.function.__name__ != "test_opcheck":
         metafunc.parametrize("case_name", metafunc.cls.cases)
     if "bad_name" in metafunc.fixturenames:
         metafunc.parametrize("bad_name", metafunc.cls.bad)

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.library import opcheck
 
 from stylekern import reference
 from stylekern.ops import OPERATORS, style_kernel_conv
@@ -96,6 +95,12 @@ class TestStyleKernelConv(OperatorSuite):
     reference = staticmethod(reference.style_kernel_conv)
     cases = cases()
     typical = "sequential-reflect-normalize"
+    threaded = {
+        "few-planes": lambda: make(n=1, c=4, g=1, h=90, w=70, normalize=True),
+        "some-planes": lambda: make(n=1, c=8, g=8, h=128, w=128, normalize=True),
+        "many-planes": lambda: make(n=2, c=40, g=40, h=40, w=64, normalize=True),
+        "many-planes-odd-width": lambda: make(n=2, c=40, g=40, h=40, w=61, normalize=True),
+    }
     bad = {
         "not-a-tensor": (call(input=[1.0]), TypeError, "input must be a tensor .* got list"),
         "integers": (call(input=lambda x: x.int()), TypeError, "input must be float32, .* got torch.int32"),
@@ -140,7 +145,7 @@ class TestStyleKernelConv(OperatorSuite):
                 {"padding_mode": "zeros", "normalize": True, "correction": 1},
             ),
             ValueError,
-            "variance of 1 x 1 pixels with correction=1 is not defined",
+            "variance of input's 1 x 1 positions with correction=1 is not defined",
         ),
     }
 
@@ -179,28 +184,6 @@ class TestStyleKernelConv(OperatorSuite):
     def test_results_too_large_for_a_cache(self, dtype: torch.dtype, w: int) -> None:
         self.check(make(n=2, c=9, g=9, h=1024, w=w, normalize=True), "cpu", dtype)
 
-    @pytest.mark.parametrize("threads", [2, 3, 16])
-    @pytest.mark.parametrize("kind", ["few-planes", "some-planes", "many-planes", "many-planes-odd-width"])
-    def test_threads_do_not_change_a_bit(self, threads: int, kind: str) -> None:
-        shape = {
-            "few-planes": {"n": 1, "c": 4, "g": 1, "h": 90, "w": 70},
-            "some-planes": {"n": 1, "c": 8, "g": 8, "h": 128, "w": 128},
-            "many-planes": {"n": 2, "c": 40, "g": 40, "h": 40, "w": 64},
-            "many-planes-odd-width": {"n": 2, "c": 40, "g": 40, "h": 40, "w": 61},
-        }[kind]
-        before = torch.get_num_threads()
-        for dtype in (torch.float32, torch.bfloat16):
-            case = make(**shape, normalize=True).to("cpu", dtype)
-            upstream = torch.randn(shape["n"], shape["c"], shape["h"], shape["w"])
-            try:
-                torch.set_num_threads(1)
-                expected = self.run(style_kernel_conv, case, upstream)
-                torch.set_num_threads(threads)
-                given = self.run(style_kernel_conv, case, upstream)
-            finally:
-                torch.set_num_threads(before)
-            assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))
-
     def test_statistics_of_a_plane_that_drifts_far_from_its_first_values(self, backend: str) -> None:
         case = make(n=1, c=3, g=3, h=48, w=48, normalize=True).to("cpu", torch.float32)
         x = case.tensors["input"]
@@ -233,13 +216,6 @@ class TestStyleKernelConv(OperatorSuite):
         assert output.isnan().all() and grad[0, 0, 1].isnan().all()
         assert (grad[0, 0, 0, 0] == 0).all() and (grad[0, 0, 2, -1] == 0).all()
 
-    @pytest.mark.parametrize("composition", ["sequential", "outer"])
-    @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "permuted"])
-    def test_opcheck(self, composition: str, layout: str) -> None:
-        tensors = make().to("cpu", torch.float32, layout).tensors
-        for op in OPERATORS[self.name]._ops.values():
-            opcheck(op, (*tensors.values(), "reflect", composition, True, 1e-5, 0))
-
     def test_a_direct_call_of_the_registered_op_reads_nothing_outside(self) -> None:
         x, v, u, _ = (t for t in make().to("cpu", torch.float32).tensors.values())
         op = OPERATORS[self.name]._ops.get("compiled")
@@ -250,11 +226,6 @@ class TestStyleKernelConv(OperatorSuite):
                 op(*wrong, None, "reflect", "sequential", False, 1e-5, 0)
         with pytest.raises(RuntimeError, match="padding_mode"):
             op(x, v, u, None, "mirror", "sequential", False, 1e-5, 0)
-
-    def test_opcheck_empty(self) -> None:
-        tensors = make(n=0).to("cpu", torch.float32).tensors
-        for op in OPERATORS[self.name]._ops.values():
-            opcheck(op, (*tensors.values(), "reflect", "sequential", False, 1e-5, 0))
 
     @settings(max_examples=60, deadline=None, derandomize=True)
     @given(

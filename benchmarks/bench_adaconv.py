@@ -1,0 +1,61 @@
+"""adaconv at the four scales of the decoder at 256 pixels, groups C / 1, 2, 4 and 8, and at an odd size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylekern import reference
+from stylekern.ops import adaconv
+
+from .kit import DEVICE, compare
+
+
+def padded(x: Tensor) -> Tensor:
+    return F.pad(F.instance_norm(x), (1, 1, 1, 1), mode="reflect")
+
+
+def loop(x: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor) -> Tensor:
+    """A convolution a sample, as the public implementations have it."""
+    x, groups, results = padded(x), x.shape[1] // spatial.shape[2], []
+    for i in range(len(x)):
+        t = F.conv2d(x[i : i + 1], spatial[i], groups=groups)
+        results.append(F.conv2d(t, pointwise[i, :, :, None, None], bias[i], groups=groups))
+    return torch.cat(results)
+
+
+def grouped(x: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor) -> Tensor:
+    """The batch folded into the groups."""
+    n, c, h, w = x.shape
+    groups = n * c // spatial.shape[2]
+    t = F.conv2d(padded(x).reshape(1, n * c, h + 2, w + 2), spatial.flatten(0, 1), groups=groups)
+    return F.conv2d(t, pointwise.flatten(0, 1)[:, :, None, None], bias.flatten(), groups=groups).view(n, -1, h, w)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
+@pytest.mark.parametrize(
+    ("c", "size", "h", "w"),
+    [(512, 1, 32, 32), (256, 2, 64, 64), (128, 4, 128, 128), (64, 8, 256, 256), (512, 1, 45, 67)],
+)
+def test_adaconv(benchmark: Any, table: list[dict[str, str]], c: int, size: int, h: int, w: int, backward: bool):
+    torch.manual_seed(0)
+    n = 4
+    x = torch.randn(n, c, h, w, device=DEVICE)
+    spatial = torch.randn(n, c, size, 3, 3, device=DEVICE)
+    pointwise, bias = torch.randn(n, c, size, device=DEVICE), torch.randn(n, c, device=DEVICE)
+    compare(
+        benchmark,
+        table,
+        operator="adaconv",
+        ours=adaconv,
+        eager=reference.adaconv,
+        others={"loop": loop, "grouped": grouped},
+        tensors=[x, spatial, pointwise, bias],
+        backward=backward,
+        values=(2 + 3 if backward else 2) * x.numel(),  # read x, write y; then read g and x, write the gradient of x
+        shape=f"{n}x{c}x{h}x{w}, C/G {size}",
+    )

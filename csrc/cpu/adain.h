@@ -1,0 +1,77 @@
+// adain on the CPU: the kernels of one target, included by foreach_target.h. A unit of work is a plane: its statistics
+// are taken, and applied while it is in cache.
+namespace stylekern::STYLEKERN_TARGET {
+
+template <class T>
+struct AdainKernels {
+  using A = Acc<T>;
+
+  static void content_statistics(const AdainArgs<T>& args, int64_t plane) {
+    const Adain& p = args.problem;
+    instance_statistics(args.content_plane(plane), p.h, p.w, p.content.row, args.eps, p.correction,
+                        args.content_mean + plane, args.content_rstd + plane);
+  }
+  static void style_statistics(const AdainArgs<T>& args, int64_t plane) {
+    const Adain& p = args.problem;
+    instance_statistics(args.style_plane(plane), p.style_h, p.style_w, p.style.row, args.eps, p.correction,
+                        args.style_mean + plane, args.style_rstd + plane);
+  }
+
+  // y = (content - content_mean) * (content_rstd / style_rstd) + style_mean, rows [row0, row1)
+  static void apply(const AdainArgs<T>& args, int64_t plane, int64_t row0, int64_t row1) {
+    const Adain& p = args.problem;
+    const A mean = args.content_mean[plane], style_mean = args.style_mean[plane];
+    const A scale = A(double(args.content_rstd[plane]) / double(args.style_rstd[plane]));
+    const T* const x = args.content_plane(plane) + row0 * p.content.row;
+    T* const y = args.output + (plane * p.h + row0) * p.w;
+    int64_t h = row1 - row0, w = p.w;
+    flatten(h, w, {p.content.row});
+    for (int64_t i = 0; i < h; ++i)
+      for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        const Vec<A> centred = load(x + i * p.content.row + j, count) - mean;
+        store_or_stream(y + i * w + j, fma(centred, broadcast(scale), broadcast(style_mean)), count, args.streamed);
+      });
+    if (args.streamed) finish_streams();
+  }
+
+  static void backward(const AdainArgs<T>& args, int64_t plane) {
+    const Adain& p = args.problem;
+    const T* const x = args.content_plane(plane);
+    const T* const grad = args.grad + plane / p.c * p.grad.n + plane % p.c * p.grad.p;
+    const A mean = args.content_mean[plane], rstd = args.content_rstd[plane];
+    const double style_rstd = double(args.style_rstd[plane]);
+    const double n = double(p.h) * double(p.w), m = double(p.style_h) * double(p.style_w);
+    int64_t h = p.h, w = p.w;
+    flatten(h, w, {p.content.row, p.grad.row});
+    const auto g = [&](int64_t i, int64_t j, auto count)
+                       STYLEKERN_ALWAYS_INLINE { return load(grad + i * p.grad.row + j, count); };
+    const GradientSums sums = gradient_sums(h, w, x, p.content.row, mean, rstd, g);
+    if (args.grad_content) {
+      // grad_content = content_rstd / style_rstd * (g - sum(g) / n - x * sum(g * x) / (n - correction))
+      const NormalizeBackward<A> backward(mean, rstd, sums, n, p.correction, 1 / style_rstd);
+      T* const to = args.grad_content + plane * p.h * p.w;
+      for (int64_t i = 0; i < h; ++i)
+        for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+          const Vec<A> xj = backward.normalized(load(x + i * p.content.row + j, count));
+          store_or_stream(to + i * w + j, backward(g(i, j, count), xj), count, args.streamed);
+        });
+    }
+    if (args.grad_style) {
+      // grad_style = sum(g) / m + (style - style_mean) * style_rstd * sum(g * x) / (m - correction)
+      const A first = A(sums.g / m), slope = A(style_rstd * sums.gx / (m - double(p.correction)));
+      const A style_mean = args.style_mean[plane];
+      const T* const style = args.style_plane(plane);
+      T* const to = args.grad_style + plane * p.style_h * p.style_w;
+      h = p.style_h, w = p.style_w;
+      flatten(h, w, {p.style.row});
+      for (int64_t i = 0; i < h; ++i)
+        for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+          const Vec<A> centred = load(style + i * p.style.row + j, count) - style_mean;
+          store_or_stream(to + i * w + j, fma(centred, broadcast(slope), broadcast(first)), count, args.style_streamed);
+        });
+    }
+    if (args.streamed || args.style_streamed) finish_streams();
+  }
+};
+
+}  // namespace stylekern::STYLEKERN_TARGET

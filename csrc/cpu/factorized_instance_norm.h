@@ -1,0 +1,78 @@
+// factorized_instance_norm on the CPU: the kernels of one target, included by foreach_target.h. A unit of work is a
+// plane: its statistics are taken, and applied while it is in cache.
+namespace stylekern::STYLEKERN_TARGET {
+
+template <class T>
+struct FactorizedInstanceNormKernels {
+  using A = Acc<T>;
+  using Args = FactorizedInstanceNormArgs<T>;
+
+  static A of_channel(const Args& args, const T* x, int64_t plane) {
+    return load_first(x + plane % args.problem.c, 1)[0];
+  }
+
+  static void statistics(const Args& args, int64_t plane) {
+    const FactorizedInstanceNorm& p = args.problem;
+    instance_statistics(args.plane(args.content, p.content, plane), p.h, p.w, p.content.row, args.eps, p.correction,
+                        args.mean + plane, args.rstd + plane);
+  }
+
+  // y = gamma_style * (gamma_ind * x + beta_ind) + beta_style, rows [row0, row1)
+  static void apply(const Args& args, int64_t plane, int64_t row0, int64_t row1) {
+    const FactorizedInstanceNorm& p = args.problem;
+    const A mean = args.mean[plane], rstd = args.rstd[plane];
+    const A gamma = of_channel(args, args.gamma_ind, plane), beta = of_channel(args, args.beta_ind, plane);
+    const T* const content = args.plane(args.content, p.content, plane) + row0 * p.content.row;
+    const T* const gamma_style = args.plane(args.gamma_style, p.gamma_style, plane) + row0 * p.gamma_style.row;
+    const T* const beta_style = args.plane(args.beta_style, p.beta_style, plane) + row0 * p.beta_style.row;
+    T* const y = args.output + (plane * p.h + row0) * p.w;
+    int64_t h = row1 - row0, w = p.w;
+    flatten(h, w, {p.content.row, p.gamma_style.row, p.beta_style.row});
+    for (int64_t i = 0; i < h; ++i)
+      for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        const Vec<A> x = (load(content + i * p.content.row + j, count) - mean) * rstd;
+        const Vec<A> inner = fma(x, broadcast(gamma), broadcast(beta));
+        const Vec<A> sum = fma(load(gamma_style + i * p.gamma_style.row + j, count), inner,
+                               load(beta_style + i * p.beta_style.row + j, count));
+        store_or_stream(y + i * w + j, sum, count, args.streamed);
+      });
+    if (args.streamed) finish_streams();
+  }
+
+  static void backward(const Args& args, int64_t plane) {
+    const FactorizedInstanceNorm& p = args.problem;
+    const A mean = args.mean[plane], rstd = args.rstd[plane];
+    const A gamma = of_channel(args, args.gamma_ind, plane), beta = of_channel(args, args.beta_ind, plane);
+    const T* const content = args.plane(args.content, p.content, plane);
+    const T* const gamma_style = args.plane(args.gamma_style, p.gamma_style, plane);
+    const T* const grad = args.plane(args.grad, p.grad, plane);
+    const double n = double(p.h) * double(p.w);
+    int64_t h = p.h, w = p.w;
+    flatten(h, w, {p.content.row, p.gamma_style.row, p.grad.row});
+    const auto g = [&](int64_t i, int64_t j, auto count)
+                       STYLEKERN_ALWAYS_INLINE { return load(grad + i * p.grad.row + j, count); };
+    // sum_g = sum(g * gamma_style), sum_gx = sum(g * gamma_style * x)
+    const auto scaled = [&](int64_t i, int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      return g(i, j, count) * load(gamma_style + i * p.gamma_style.row + j, count);
+    };
+    const GradientSums sums = gradient_sums(h, w, content, p.content.row, mean, rstd, scaled);
+    args.sum_g[plane] = A(sums.g), args.sum_gx[plane] = A(sums.gx);
+    // grad_content = rstd * gamma_ind * (g * gamma_style - sum_g / n - x * sum_gx / (n - correction))
+    const NormalizeBackward<A> backward(mean, rstd, sums, n, p.correction, double(gamma));
+    T* const to_content = args.grad_content ? args.grad_content + plane * p.h * p.w : nullptr;
+    T* const to_gamma = args.grad_gamma_style ? args.grad_gamma_style + plane * p.h * p.w : nullptr;
+    if (!to_content && !to_gamma) return;
+    for (int64_t i = 0; i < h; ++i)
+      for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        const Vec<A> x = backward.normalized(load(content + i * p.content.row + j, count));
+        if (to_content) store_or_stream(to_content + i * w + j, backward(scaled(i, j, count), x), count, args.streamed);
+        // grad_gamma_style = g * (gamma_ind * x + beta_ind)
+        if (to_gamma)
+          store_or_stream(to_gamma + i * w + j, g(i, j, count) * fma(x, broadcast(gamma), broadcast(beta)), count,
+                          args.streamed);
+      });
+    if (args.streamed) finish_streams();
+  }
+};
+
+}  // namespace stylekern::STYLEKERN_TARGET

@@ -1,0 +1,4 @@
+// factorized_instance_norm: everything that one target compiles. Included by foreach_target.h.
+#include "instance_norm.h"
+// after what it uses
+#include "factorized_instance_norm.h"

@@ -1,0 +1,125 @@
+// wavelet_pool and wavelet_unpool on the CPU: the kernels of one target, included by foreach_target.h.
+//
+// A row of blocks is two rows of the picture and one of each band. Every value is read once and written once, in whole
+// vectors; the two columns of a block are taken apart and put together in registers.
+namespace stylekern::STYLEKERN_TARGET {
+
+template <class V>
+struct Block {
+  V a, b, c, d;
+};
+template <class V>
+struct BandValues {
+  V ll, lh, hl, hh;
+};
+
+template <class V>
+STYLEKERN_INLINE BandValues<V> pooled(const Block<V>& x) {
+  const V top = x.a + x.b, bottom = x.c + x.d, top_step = x.b - x.a, bottom_step = x.d - x.c;
+  return {(top + bottom) / 2, (top_step + bottom_step) / 2, (bottom - top) / 2, (bottom_step - top_step) / 2};
+}
+template <class V>
+STYLEKERN_INLINE Block<V> unpooled(const BandValues<V>& y) {
+  const V left_top = y.ll - y.hl, left_bottom = y.ll + y.hl, step_top = y.lh - y.hh, step_bottom = y.lh + y.hh;
+  return {(left_top - step_top) / 2, (left_top + step_top) / 2, (left_bottom - step_bottom) / 2,
+          (left_bottom + step_bottom) / 2};
+}
+
+template <class T>
+struct WaveletKernels {
+  using A = Acc<T>;
+  static constexpr int64_t kRow = kLanes<A>;
+
+  // The pairs of a row from column 2 j on: (even columns, odd columns).
+  template <class N>
+  STYLEKERN_ALWAYS_INLINE static std::pair<Vec<A>, Vec<A>> pairs(const T* row, int64_t j, N count) {
+    Vec<A> first, second{};
+    if constexpr (std::is_same_v<N, int64_t>) {
+      first = load(row + 2 * j, std::min<int64_t>(2 * count, kRow));
+      if (2 * count > kRow) second = load(row + 2 * j + kRow, 2 * count - kRow);
+    } else {
+      first = load(row + 2 * j), second = load(row + 2 * j + kRow);
+    }
+    return {even_lanes(first, second), odd_lanes(first, second)};
+  }
+  template <class N>
+  STYLEKERN_ALWAYS_INLINE static void store_pairs(T* row, int64_t j, Vec<A> even, Vec<A> odd, N count, bool streamed) {
+    const Vec<A> first = zip_low(even, odd), second = zip_high(even, odd);
+    if constexpr (std::is_same_v<N, int64_t>) {
+      store(row + 2 * j, first, std::min<int64_t>(2 * count, kRow));
+      if (2 * count > kRow) store(row + 2 * j + kRow, second, 2 * count - kRow);
+    } else {
+      store_or_stream(row + 2 * j, first, count, streamed);
+      store_or_stream(row + 2 * j + kRow, second, count, streamed);
+    }
+  }
+
+  static A value(const T* x) { return load_first(x, 1)[0]; }
+  static void set(T* x, A value) { store_first(x, broadcast(value), 1); }
+
+  // Rows of blocks [first, last) of all planes, from the picture to the bands.
+  static void pool(const WaveletPool& p, const T* picture, T* const* bands, bool streamed, int64_t first,
+                   int64_t last) {
+    const std::vector<T> zeros(p.odd == OddRule::kZero && p.h % 2 ? size_t(p.w) : 0);
+    for (int64_t r = first; r < last; ++r) {
+      const int64_t plane = r / p.band_h, i = r % p.band_h;
+      const T* const top = picture + plane / p.c * p.picture.n + plane % p.c * p.picture.p + 2 * i * p.picture.row;
+      const bool whole = 2 * i + 1 < p.h;
+      const T* const bottom = whole ? top + p.picture.row : p.odd == OddRule::kRepeat ? top : zeros.data();
+      T* const out[4] = {bands[0] + r * p.band_w, bands[1] + r * p.band_w, bands[2] + r * p.band_w,
+                         bands[3] + r * p.band_w};
+      for_vectors<A>(p.w / 2, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        const auto [a, b] = pairs(top, j, count);
+        const auto [c, d] = pairs(bottom, j, count);
+        const BandValues<Vec<A>> y = pooled<Vec<A>>({a, b, c, d});
+        store_or_stream(out[0] + j, y.ll, count, streamed);
+        store_or_stream(out[1] + j, y.lh, count, streamed);
+        store_or_stream(out[2] + j, y.hl, count, streamed);
+        store_or_stream(out[3] + j, y.hh, count, streamed);
+      });
+      if (p.band_w == p.w / 2) continue;
+      const A a = value(top + p.w - 1), c = value(bottom + p.w - 1);
+      const bool repeat = p.odd == OddRule::kRepeat;
+      const BandValues<A> y = pooled<A>({a, repeat ? a : A(0), c, repeat ? c : A(0)});
+      set(out[0] + p.w / 2, y.ll), set(out[1] + p.w / 2, y.lh);
+      set(out[2] + p.w / 2, y.hl), set(out[3] + p.w / 2, y.hh);
+    }
+    if (streamed) finish_streams();
+  }
+
+  // Rows of blocks [first, last) of all planes, from the bands to the picture.
+  static void unpool(const WaveletPool& p, const T* const* bands, T* picture, bool streamed, int64_t first,
+                     int64_t last) {
+    const int64_t block_rows = (p.h + 1) / 2;  // with kDrop, an odd last one has no bands
+    const bool repeat = p.odd == OddRule::kRepeat;
+    for (int64_t r = first; r < last; ++r) {
+      const int64_t plane = r / block_rows, i = r % block_rows;
+      T* const top = picture + (plane * p.h + 2 * i) * p.w;
+      if (i == p.band_h) {
+        std::fill_n(top, p.w, T{});
+        continue;
+      }
+      const T* in[4];
+      for (int k = 0; k < 4; ++k)
+        in[k] = bands[k] + plane / p.c * p.bands[k].n + plane % p.c * p.bands[k].p + i * p.bands[k].row;
+      const bool whole = 2 * i + 1 < p.h;
+      for_vectors<A>(p.w / 2, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        Block<Vec<A>> x = unpooled<Vec<A>>(
+            {load(in[0] + j, count), load(in[1] + j, count), load(in[2] + j, count), load(in[3] + j, count)});
+        if (!whole && repeat) x.a += x.c, x.b += x.d;
+        store_pairs(top, j, x.a, x.b, count, streamed);
+        if (whole) store_pairs(top + p.w, j, x.c, x.d, count, streamed);
+      });
+      if (p.w % 2 == 0) continue;
+      const int64_t j = p.w / 2;
+      Block<A> x{};
+      if (j < p.band_w) x = unpooled<A>({value(in[0] + j), value(in[1] + j), value(in[2] + j), value(in[3] + j)});
+      if (repeat) x.a += x.b, x.c += x.d;
+      set(top + p.w - 1, !whole && repeat ? x.a + x.c : x.a);
+      if (whole) set(top + 2 * p.w - 1, x.c);
+    }
+    if (streamed) finish_streams();
+  }
+};
+
+}  // namespace stylekern::STYLEKERN_TARGET

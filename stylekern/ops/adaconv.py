@@ -1,0 +1,201 @@
+"""Adaptive convolution: each sample by its own grouped kernels, normalisation and pointwise step included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stylekern import reference
+from stylekern.ops._checks import check_option, check_tensors, check_variance, refuse_forward_mode, shape
+from stylekern.ops._operator import Operator
+
+PADDING_MODES = ("reflect", "replicate", "zeros")
+
+
+def adaconv(
+    input: Tensor,
+    spatial: Tensor,
+    pointwise: Tensor,
+    bias: Tensor | None = None,
+    *,
+    normalize: bool = True,
+    padding_mode: str = "reflect",
+    eps: float = 1e-5,
+    correction: int = 0,
+) -> Tensor:
+    r"""Adaptive convolution (Chandran et al. 2021, "Adaptive Convolutions for Structure-Aware Style Transfer").
+
+    A depthwise-separable convolution, grouped, with kernels and bias that were predicted for each sample. With x the
+    input (instance-normalised first when `normalize`), s(c) the group of c, and pad(.) the border rule::
+
+        t[c,i,j] = sum over m in s(c), a, b of spatial[c,m,a,b] * x[m, pad(i + a - kh // 2), pad(j + b - kw // 2)]
+        y[o,i,j] = sum over m in s(o) of pointwise[o,m] * t[m,i,j] + bias[o]
+
+    Both steps are linear, so they run as one convolution by sum_m pointwise[o,m] * spatial[m,:,a,b], and t is nowhere.
+    (With Co far above C that multiplies more than two steps would.)
+
+    Args:
+        input: [N, C, H, W], float32, float64, float16 or bfloat16.
+        spatial: [N, C, C/G, kh, kw], a kernel for each sample. The number of groups G is read off its shape: C/G = 1 is
+            depthwise. An even kernel pads one more on top and on the left.
+        pointwise: [N, Co, C/G] or [N, Co, C/G, 1, 1]; G divides Co.
+        bias: [N, Co] or None.
+        normalize: Instance normalisation of the input, (x - mean) / sqrt(var + eps), as AdaConv has it, fused.
+        padding_mode: "reflect" (AdaConv's; needs the padding below the size), "replicate" or "zeros" (pads the
+            normalised x).
+        eps: Inside the root; 1e-5 is torch's own default.
+        correction: The variance divides by H * W less this; 0 is `F.instance_norm`'s.
+
+    Returns:
+        [N, Co, H, W], contiguous, of the input's dtype. Sums run in float32, or float64 for float64.
+
+    Raises:
+        ValueError: Shapes that do not fit, an unknown option, a variance of too few positions.
+        TypeError: Not a tensor, or dtypes that differ or are not floating point.
+        RuntimeError: Devices that differ; a backend asked for by name that cannot run; a forward-mode derivative.
+
+    Deterministic, forward and backward. Gradients once, for input, spatial, pointwise and bias: saved are input, the
+    composed kernel, mean and reciprocal deviation. Under autocast all tensors take the autocast dtype.
+    """
+    if isinstance(pointwise, Tensor) and pointwise.dim() == 5 and pointwise.shape[3:] == (1, 1):
+        pointwise = pointwise[:, :, :, 0, 0]
+    tensors = (
+        ("input", input, 4, "[N, C, H, W]"),
+        ("spatial", spatial, 5, "[N, C, C/G, kh, kw]"),
+        ("pointwise", pointwise, 3, "[N, Co, C/G] or [N, Co, C/G, 1, 1]"),
+        ("bias", bias, 2, "[N, Co]"),
+    )
+    cast = check_tensors("adaconv", tensors[:3] if bias is None else tensors)
+    check_option("adaconv", "padding_mode", padding_mode, PADDING_MODES)
+    _check_shapes(input, spatial, pointwise, bias, padding_mode)
+    if normalize:
+        check_variance("adaconv", "input", input, correction)
+    refuse_forward_mode("adaconv", input, spatial, pointwise, bias)
+    if cast is not None:
+        input, spatial, pointwise = input.to(cast), spatial.to(cast), pointwise.to(cast)
+        bias = None if bias is None else bias.to(cast)
+    output: Tensor = OPERATOR(input, spatial, pointwise, bias, normalize, padding_mode, eps, correction)
+    return output
+
+
+def _check_shapes(input: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor | None, padding_mode: str) -> None:
+    (n, c, h, w), (sn, sc, size, kh, kw), (pn, co, psize) = input.shape, spatial.shape, pointwise.shape
+    if sn != n or sc != c or (c % size if size else c) or (c and size == 0):
+        raise ValueError(
+            f"adaconv: spatial must be [{n}, {c}, C/G, kh, kw] with C/G a divisor of {c} for input {shape(input)}, "
+            f"got {shape(spatial)}"
+        )
+    if kh == 0 or kw == 0:
+        raise ValueError(f"adaconv: spatial must have at least one tap both ways, got {shape(spatial)}")
+    groups = max(c // size, 1) if size else 1
+    if pn != n or psize != size or co % groups:
+        raise ValueError(
+            f"adaconv: pointwise must be [{n}, Co, {size}] with Co a multiple of the {groups} groups, got "
+            f"{shape(pointwise)}"
+        )
+    if bias is not None and bias.shape != (n, co):
+        raise ValueError(f"adaconv: bias must be [{n}, {co}], got {shape(bias)}")
+    if padding_mode == "reflect" and n * c * h * w and (kh // 2 >= h or kw // 2 >= w):
+        raise ValueError(
+            f"adaconv: reflect padding needs k // 2 < size, got a {kh} x {kw} kernel on {h} x {w} pixels; use "
+            "padding_mode='replicate' or smaller kernels"
+        )
+
+
+def _compose(
+    input: Tensor,
+    spatial: Tensor,
+    pointwise: Tensor,
+    bias: Tensor | None,
+    normalize: bool,
+    padding_mode: str,
+    eps: float,
+    correction: int,
+) -> tuple[Any, ...]:
+    """kernel[o,i,a,b] = sum_m pointwise[o,m] * spatial[m,i,a,b], in float32 or better, and the bias in the same."""
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    spatial, pointwise = spatial.to(dtype), pointwise.to(dtype)
+    (n, c, size, kh, kw), co = spatial.shape, pointwise.shape[1]
+    groups = max(c // size, 1) if size else 1
+    if size == 1:
+        kernel = pointwise.reshape(n, groups, co // groups, 1, 1) * spatial.reshape(n, groups, 1, kh, kw)
+    elif c == 0:
+        kernel = pointwise[..., None, None].expand(n, co, size, kh, kw) * spatial.sum()  # zeros that depend on both
+    else:
+        split = pointwise.reshape(n * groups, co // groups, size), spatial.reshape(n * groups, size, size * kh * kw)
+        kernel = split[0] @ split[1]
+    kernel = kernel.reshape(n, co, size, kh, kw).contiguous()
+    bias = None if bias is None else bias.to(dtype).contiguous()
+    return input, kernel, bias, normalize, padding_mode, eps, correction
+
+
+def _fake(
+    input: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    normalize: bool,
+    padding_mode: str,
+    eps: float,
+    correction: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, c, h, w = input.shape
+    statistics = (n, c) if normalize else (0,)
+    mean, rstd = kernel.new_empty(statistics), kernel.new_empty(statistics)
+    return input.new_empty((n, kernel.shape[1], h, w)), mean, rstd
+
+
+def _backward_fake(
+    grad: Tensor,
+    input: Tensor,
+    kernel: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    normalize: bool,
+    padding_mode: str,
+    correction: int,
+    need_input: bool,
+    need_kernel: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        input.new_empty(input.shape if need_input else (0,)),
+        kernel.new_empty(kernel.shape if need_kernel else (0,)),
+        kernel.new_empty(kernel.shape[:2] if need_bias else (0,)),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    input, kernel, _bias, normalize, padding_mode, _eps, correction = inputs
+    _, mean, rstd = output
+    ctx.save_for_backward(input, kernel, mean, rstd)
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+    ctx.options = normalize, padding_mode, correction
+
+
+def _backward(
+    ctx: Any, run: Callable[..., Any], grad: Tensor | None, *_statistics: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
+    needed = ctx.needs_input_grad[:3]
+    computed = run(grad, *ctx.saved_tensors, *ctx.options, *needed)
+    return *(x if need else None for x, need in zip(computed, needed, strict=True)), None, None, None, None
+
+
+OPERATOR = Operator(
+    name="adaconv",
+    schema="(Tensor input, Tensor kernel, Tensor? bias, bool normalize, str padding_mode, float eps, int correction) "
+    "-> (Tensor, Tensor, Tensor)",
+    backward_schema="(Tensor grad, Tensor input, Tensor kernel, Tensor mean, Tensor rstd, bool normalize, "
+    "str padding_mode, int correction, bool need_input, bool need_kernel, bool need_bias) -> (Tensor, Tensor, Tensor)",
+    fake=_fake,
+    backward_fake=_backward_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    reference=reference.adaconv,
+    prepare=_compose,
+)

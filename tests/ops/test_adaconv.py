@@ -1,0 +1,119 @@
+"""adaconv keeps its contract on every backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylekern import reference
+from stylekern.ops import adaconv
+
+from .suite import Case, OperatorSuite, poisoned_memory, pytest_generate_tests, relative_error  # noqa: F401
+
+
+def make(
+    n: int = 2,
+    c: int = 4,
+    co: int = 4,
+    size: int = 2,
+    k: tuple[int, int] = (3, 3),
+    h: int = 5,
+    w: int = 9,
+    bias: bool = True,
+    **options: Any,
+) -> Case:
+    tensors: dict[str, Tensor | None] = {
+        "input": torch.randn(n, c, h, w, dtype=torch.float64),
+        "spatial": torch.randn(n, c, size, *k, dtype=torch.float64),
+        "pointwise": torch.randn(n, co, size, dtype=torch.float64),
+        "bias": torch.randn(n, co, dtype=torch.float64) if bias else None,
+    }
+    return Case(tensors, options)
+
+
+def call(**changes: Any) -> Any:
+    """Arguments of a call, float32; values that are functions change the tensor."""
+
+    def build() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        tensors: dict[str, Any] = {k: None if x is None else x.float() for k, x in make().tensors.items()}
+        for name in list(tensors):
+            if name in changes:
+                tensors[name] = changes[name](tensors[name])
+        return tuple(tensors.values()), {k: v for k, v in changes.items() if k not in tensors}
+
+    return build
+
+
+class TestAdaconv(OperatorSuite):
+    name = "adaconv"
+    function = staticmethod(adaconv)
+    reference = staticmethod(reference.adaconv)
+    cases = {
+        "depthwise": lambda: make(size=1),
+        "two-a-group": make,
+        "one-group": lambda: make(n=1, size=4, bias=False),
+        "more-channels-out": lambda: make(n=1, co=6),
+        "fewer-channels-out": lambda: make(n=1, co=2, padding_mode="replicate"),
+        "zeros": lambda: make(n=1, padding_mode="zeros"),
+        "not-normalized": lambda: make(n=1, normalize=False),
+        "unbiased": lambda: make(n=1, correction=1),
+        "even-kernel": lambda: make(n=1, k=(2, 4)),
+        "pointwise-only": lambda: make(n=1, k=(1, 1)),
+        "wide-kernel": lambda: make(n=1, c=2, co=2, size=1, k=(5, 7)),
+        "one-pixel": lambda: make(n=1, h=1, w=1, padding_mode="replicate", eps=1.0),
+        "one-row": lambda: make(n=1, c=2, co=2, h=1, w=40, padding_mode="zeros"),
+        "empty-batch": lambda: make(n=0),
+        "empty-height": lambda: make(h=0),
+        "no-channels": lambda: make(c=0, co=0),
+    }
+    typical = "two-a-group"
+    threaded = {"typical": make}
+    bad = {
+        "not-a-tensor": (call(spatial=lambda x: 1.0), TypeError, "spatial must be a tensor .* got float"),
+        "integers": (call(input=lambda x: x.int()), TypeError, "input must be float32, .* got torch.int32"),
+        "dtypes-differ": (call(bias=lambda x: x.half()), TypeError, "bias is torch.float16, but input is"),
+        "devices-differ": (call(bias=lambda x: x.to("meta")), RuntimeError, "bias is on meta, but input is on cpu"),
+        "three-dimensions": (call(input=lambda x: x[0]), ValueError, r"input must be \[N, C, H, W\], got shape"),
+        "batches-differ": (call(spatial=lambda x: x[:1]), ValueError, r"spatial must be \[2, 4, C/G, kh, kw\]"),
+        "groups-do-not-divide": (call(spatial=lambda x: x[:, :, [0, 0, 0]]), ValueError, "a divisor of 4"),
+        "no-taps": (call(spatial=lambda x: x[..., :0]), ValueError, "at least one tap"),
+        "pointwise-shape": (
+            call(pointwise=lambda x: x[:, :3]),
+            ValueError,
+            r"pointwise must be \[2, Co, 2\] with Co a",
+        ),
+        "bias-shape": (call(bias=lambda x: x[:, :3]), ValueError, r"bias must be \[2, 4\], got \[2, 3\]"),
+        "padding-name": (
+            call(padding_mode="none"),
+            ValueError,
+            "padding_mode must be one of reflect, replicate, zeros",
+        ),
+        "reflect-too-small": (call(input=lambda x: x[..., :1]), ValueError, "reflect padding needs k // 2 < size"),
+        "variance-undefined": (
+            lambda: (tuple(make(h=1, w=1).tensors.values()), {"padding_mode": "zeros", "correction": 1}),
+            ValueError,
+            "variance of input's 1 x 1 positions with correction=1 is not defined",
+        ),
+    }
+
+    @pytest.mark.parametrize(("size", "k"), [(1, (3, 3)), (2, (3, 3)), (4, (2, 3))])
+    def test_is_the_loop_over_samples_that_it_replaces(self, size: int, k: tuple[int, int], backend: str) -> None:
+        x, spatial, pointwise, bias = (t for t in make(size=size, k=k).to("cpu", torch.float32).tensors.values())
+        assert x is not None and spatial is not None and pointwise is not None and bias is not None
+        pads = (k[1] // 2, (k[1] - 1) // 2, k[0] // 2, (k[0] - 1) // 2)
+        padded = F.pad(F.instance_norm(x), pads, mode="reflect")
+        looped = []
+        for i in range(len(x)):
+            t = F.conv2d(padded[i : i + 1], spatial[i], groups=4 // size)
+            looped.append(F.conv2d(t, pointwise[i, :, :, None, None], bias[i], groups=4 // size))
+        assert relative_error(adaconv(x, spatial, pointwise, bias), torch.cat(looped)) < 4e-6
+
+    def test_pointwise_may_have_the_shape_of_a_convolution(self, backend: str) -> None:
+        x, spatial, pointwise, bias = (t for t in make().to("cpu", torch.float32).tensors.values())
+        assert pointwise is not None
+        given = adaconv(x, spatial, pointwise[..., None, None], bias)
+        assert torch.equal(given, adaconv(x, spatial, pointwise, bias))
