@@ -71,8 +71,6 @@ def test_every_operator_has_all_its_rooms():
     rooms = "stylekern/reference/{}.py csrc/cpu/{}.cpp triton_kernels/{}.py stylekern/ops/{}.py tests/ops/test_{}.py"
     for name in OPERATORS:
         for room in (*rooms.split(), "benchmarks/bench_{}.py", "docs/ops/{}.md"):
-            if name == "adaconv" and room.startswith("csrc"):
-                continue  # until its C++ kernels are written: the definition serves the CPU, and its page says so
             assert (ROOT / room.format(name)).is_file(), room.format(name)
 
 

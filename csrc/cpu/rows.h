@@ -10,31 +10,27 @@ namespace stylekern {
 // The columns that a row's extension reads, looked up once: the rule costs more than the copy.
 class RowBorder {
  public:
-  RowBorder(int64_t w, int64_t halo, Padding padding) : w_(w), left_(size_t(halo)), right_(size_t(halo)) {
-    for (int64_t m = 0; m < halo; ++m) {
-      left_[size_t(m)] = border_index(-1 - m, w, padding);
-      right_[size_t(m)] = border_index(w + m, w, padding);
-    }
+  RowBorder(int64_t w, int64_t left, int64_t right, Padding padding)
+      : w_(w), left_(size_t(left)), right_(size_t(right)) {
+    for (int64_t m = 0; m < left; ++m) left_[size_t(m)] = border_index(-1 - m, w, padding);
+    for (int64_t m = 0; m < right; ++m) right_[size_t(m)] = border_index(w + m, w, padding);
   }
+  RowBorder(int64_t w, int64_t halo, Padding padding) : RowBorder(w, halo, halo, padding) {}
 
-  // Fills row[-halo .. -1] and row[w .. w+halo-1] from row[0 .. w-1].
+  // Fills row[-left .. -1] and row[w .. w+right-1] from row[0 .. w-1].
   template <class A>
   void extend(A* row) const {
-    for (int64_t m = 0; m < int64_t(left_.size()); ++m) {
-      const int64_t left = left_[size_t(m)], right = right_[size_t(m)];
-      row[-1 - m] = left < 0 ? A(0) : row[left];
-      row[w_ + m] = right < 0 ? A(0) : row[right];
-    }
+    for (size_t m = 0; m < left_.size(); ++m) row[-1 - int64_t(m)] = left_[m] < 0 ? A(0) : row[left_[m]];
+    for (size_t m = 0; m < right_.size(); ++m) row[w_ + int64_t(m)] = right_[m] < 0 ? A(0) : row[right_[m]];
   }
 
   // The adjoint: adds what lies outside of row[0 .. w-1] to the samples that extend copies there.
   template <class A>
   void fold(A* row) const {
-    for (int64_t m = 0; m < int64_t(left_.size()); ++m) {
-      const int64_t left = left_[size_t(m)], right = right_[size_t(m)];
-      if (left >= 0) row[left] += row[-1 - m];
-      if (right >= 0) row[right] += row[w_ + m];
-    }
+    for (size_t m = 0; m < left_.size(); ++m)
+      if (left_[m] >= 0) row[left_[m]] += row[-1 - int64_t(m)];
+    for (size_t m = 0; m < right_.size(); ++m)
+      if (right_[m] >= 0) row[right_[m]] += row[w_ + int64_t(m)];
   }
 
  private:
@@ -56,6 +52,7 @@ class PaddedRows {
     first_ = values_.data() + (line - address % line) % line / sizeof(A) + before_;
   }
   A* row(int64_t i) const { return first_ + i * stride_; }
+  int64_t stride() const { return stride_; }
 
  private:
   static constexpr int64_t kLine = 64 / sizeof(A);

@@ -65,13 +65,19 @@ class TestAdaconv(OperatorSuite):
         "pointwise-only": lambda: make(n=1, k=(1, 1)),
         "wide-kernel": lambda: make(n=1, c=2, co=2, size=1, k=(5, 7)),
         "one-pixel": lambda: make(n=1, h=1, w=1, padding_mode="replicate", eps=1.0),
+        "eight-a-group": lambda: make(n=1, c=8, co=24, size=8, h=11, w=21),
+        "odd-groups": lambda: make(n=1, c=14, co=14, size=7, h=4, w=33, padding_mode="replicate"),
         "one-row": lambda: make(n=1, c=2, co=2, h=1, w=40, padding_mode="zeros"),
         "empty-batch": lambda: make(n=0),
         "empty-height": lambda: make(h=0),
         "no-channels": lambda: make(c=0, co=0),
     }
     typical = "two-a-group"
-    threaded = {"typical": make}
+    threaded = {
+        "whole-groups": lambda: make(c=32, co=32, size=2, h=33, w=50),
+        "bands-of-a-group": lambda: make(n=1, c=8, co=8, size=8, h=70, w=50),
+        "bands-of-one-plane": lambda: make(n=1, c=1, co=3, size=1, k=(5, 4), h=90, w=37),
+    }
     bad = {
         "not-a-tensor": (call(spatial=lambda x: 1.0), TypeError, "spatial must be a tensor .* got float"),
         "integers": (call(input=lambda x: x.int()), TypeError, "input must be float32, .* got torch.int32"),

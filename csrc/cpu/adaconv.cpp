@@ -1,0 +1,190 @@
+// adaconv on the CPU: the torch side. The kernels are in adaconv.h and adaconv_backward.h.
+#include "../common/adaconv_torch.h"
+#include "adaconv_args.h"
+#include "dtypes.h"
+#include "rows.h"
+
+#define STYLEKERN_KERNELS "adaconv_target.h"
+#include "foreach_target.h"
+#include "parallel.h"
+
+namespace stylekern {
+namespace {
+
+// Bands of rows a sample and group is cut into: one, unless there are too few of those for the threads.
+int64_t band_count(const AdaConv& p) {
+  const int64_t units = p.n * p.groups, wanted = 4 * int64_t(torch::stable::get_num_threads());
+  if (units >= wanted) return 1;
+  const int64_t thinnest = std::max<int64_t>(2 * p.kh, 8);  // rows computed twice stay below those computed once
+  return std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(p.h / thinnest, 1));
+}
+
+// About how many multiplications a row of one sample and group costs, and all of its rows.
+int64_t cost_of_row(const AdaConv& p) { return p.group_out() * p.w * (p.group_in() * p.kh * p.kw + 4) / 4 + 1; }
+
+// Calls work(state, n, g, row0, row1) for every band, on torch's threads, with a state per chunk that make() returns.
+template <class Make, class Work>
+void for_bands(const AdaConv& p, int64_t bands, Make make, Work work) {
+  parallel_for(p.n * p.groups * bands, p.h * cost_of_row(p) / bands, [&](int64_t begin, int64_t end) {
+    auto state = make();
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t unit = i / bands, band = i % bands;
+      work(state, unit / p.groups, unit % p.groups, p.h * band / bands, p.h * (band + 1) / bands);
+    }
+  });
+}
+
+// Calls f(kernels) with the kernels of this processor's target.
+template <class T, class F>
+void with_kernels(const AdaConv& p, const F& f) {
+#define STYLEKERN_CALL(target) \
+  p.kh == 3 && p.kw == 3 ? f(target::AdaConvKernels<T, 3>()) : f(target::AdaConvKernels<T, 0>())
+  STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
+#undef STYLEKERN_CALL
+}
+
+template <class T>
+void forward(const AdaConvArgs<T>& args) {
+  const AdaConv& p = args.problem;
+  const int64_t bands = band_count(p);
+  with_kernels<T>(p, [&](const auto& kernels) {
+    // A group is convolved right after its statistics, while it is in cache.
+    if (args.mean && bands > 1)
+      parallel_for(p.n * p.c, p.h * p.w, [&](int64_t begin, int64_t end) {
+        const auto conv = kernels.forward(args);
+        for (int64_t nc = begin; nc < end; ++nc) conv.statistics(nc);
+      });
+    for_bands(
+        p, bands, [&] { return kernels.forward(args); },
+        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1) {
+          if (args.mean && bands == 1)
+            for (int64_t m = 0; m < p.group_in(); ++m) conv.statistics(n * p.c + g * p.group_in() + m);
+          conv.run(n, g, row0, row1);
+        });
+  });
+}
+
+template <class T>
+void backward_input(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
+  using A = Acc<T>;
+  const AdaConv& p = args.problem;
+  const int64_t bands = band_count(p), plane = p.h * p.w;
+  // The gradient of x is summed in place, or for 16-bit types in a buffer: a group's planes of this thread, or, where
+  // several bands fill a plane, all planes.
+  const bool in_place = std::is_same_v<T, A>;
+  std::optional<Tensor> buffer;
+  if (!in_place && bands > 1) buffer = empty_of(input, {p.n * p.c * plane}, accumulate_type(input));
+  const auto planes = [&](int64_t nc) -> A* {  // of the whole tensor
+    if constexpr (std::is_same_v<T, A>) return args.grad_input + nc * plane;
+    return static_cast<A*>(buffer->mutable_data_ptr()) + nc * plane;
+  };
+  with_kernels<T>(p, [&](const auto& kernels) {
+    for_bands(
+        p, bands, [&] { return std::pair{kernels.backward_input(args), std::vector<A>()}; },
+        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1) {
+          auto& [conv, own_planes] = state;
+          const int64_t first = g * p.group_in();
+          A* grad_x = nullptr;
+          if (in_place || buffer) {
+            grad_x = planes(n * p.c + first);
+          } else {
+            own_planes.resize(size_t(p.group_in() * plane));
+            grad_x = own_planes.data();
+          }
+          conv.run(n, g, row0, row1, grad_x);
+          if (bands == 1)
+            for (int64_t m = 0; m < p.group_in(); ++m) conv.finish(n, first + m, grad_x + m * plane);
+        });
+    if (bands > 1)
+      parallel_for(p.n * p.c, 4 * plane, [&](int64_t begin, int64_t end) {
+        const auto conv = kernels.backward_input(args);
+        for (int64_t nc = begin; nc < end; ++nc) conv.finish(nc / p.c, nc % p.c, planes(nc));
+      });
+  });
+}
+
+template <class T>
+void backward_kernel(const AdaConvBackwardArgs<T>& args) {
+  const AdaConv& p = args.problem;
+  const int64_t units = p.n * p.groups, wanted = 4 * int64_t(torch::stable::get_num_threads());
+  const int64_t parts = std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(p.group_out() / 2, 1));
+  with_kernels<T>(p, [&](const auto& kernels) {
+    parallel_for(units * parts, p.h * cost_of_row(p) / parts, [&](int64_t begin, int64_t end) {
+      auto conv = kernels.backward_kernel(args);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t unit = i / parts, part = i % parts;
+        conv.run(unit / p.groups, unit % p.groups, p.group_out() * part / parts, p.group_out() * (part + 1) / parts);
+      }
+    });
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::optional<Tensor> bias, bool normalize,
+                                           std::string padding_mode, double eps, int64_t correction) {
+  input = with_dense_rows(input), kernel = torch::stable::contiguous(kernel);
+  const AdaConv p = make_adaconv(input, kernel, padding_mode);
+  if (bias) {
+    check_shape("bias", *bias, {p.n, p.out_c});
+    check_dtype("bias", *bias, accumulate_type(input));
+    bias = torch::stable::contiguous(*bias);
+  }
+  Tensor output = empty_of(input, {p.n, p.out_c, p.h, p.w});
+  const auto empty = [&] { return normalize ? empty_statistic(input) : empty_of(input, {0}, accumulate_type(input)); };
+  Tensor mean = empty(), rstd = empty();
+  if (output.numel() == 0) return {output, mean, rstd};
+  with_dtype(input, [&](auto type) {
+    using T = decltype(type);
+    using A = Acc<T>;
+    AdaConvArgs<T> args{p, data<T>(input), data<A>(kernel)};
+    args.bias = bias ? data<A>(*bias) : nullptr;
+    args.output = mutable_data<T>(output);
+    args.mean = normalize ? mutable_data<A>(mean) : nullptr;
+    args.rstd = normalize ? mutable_data<A>(rstd) : nullptr;
+    args.eps = eps, args.correction = correction;
+    args.streamed = worth_streaming(args.output, output.numel() * int64_t(sizeof(T)), p.w * int64_t(sizeof(T)));
+    forward(args);
+  });
+  return {output, mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> adaconv_backward(Tensor grad, Tensor input, Tensor kernel, Tensor mean, Tensor rstd,
+                                                    bool normalize, std::string padding_mode, int64_t correction,
+                                                    bool need_input, bool need_kernel, bool need_bias) {
+  grad = with_dense_rows(grad), input = with_dense_rows(input), kernel = torch::stable::contiguous(kernel);
+  AdaConv p = make_adaconv(input, kernel, padding_mode);
+  check_shape("grad", grad, {p.n, p.out_c, p.h, p.w});
+  check_dtype("grad", grad, input.scalar_type());
+  p.grad = plane_strides(grad);
+  if (normalize) check_statistic("mean", input, mean), check_statistic("rstd", input, rstd);
+  const ScalarType sums = accumulate_type(input);
+  Tensor grad_input = need_input ? empty_of(input, {p.n, p.c, p.h, p.w}) : empty_of(input, {0});
+  Tensor grad_kernel =
+      need_kernel ? empty_of(input, {p.n, p.out_c, kernel.size(2), p.kh, p.kw}, sums) : empty_of(input, {0}, sums);
+  Tensor grad_bias = need_bias ? empty_of(input, {p.n, p.out_c}, sums) : empty_of(input, {0}, sums);
+  if (grad.numel() == 0) {
+    for (Tensor* x : {&grad_input, &grad_kernel, &grad_bias}) torch::stable::zero_(*x);
+    return {grad_input, grad_kernel, grad_bias};
+  }
+  with_dtype(input, [&](auto type) {
+    using T = decltype(type);
+    using A = Acc<T>;
+    AdaConvBackwardArgs<T> args{p, data<T>(grad), data<T>(input), data<A>(kernel)};
+    args.mean = normalize ? data<A>(mean) : nullptr;
+    args.rstd = normalize ? data<A>(rstd) : nullptr;
+    args.grad_input = need_input ? mutable_data<T>(grad_input) : nullptr;
+    args.grad_kernel = need_kernel ? mutable_data<A>(grad_kernel) : nullptr;
+    args.grad_bias = need_bias ? mutable_data<A>(grad_bias) : nullptr;
+    args.correction = correction;
+    if (need_kernel || need_bias) backward_kernel(args);
+    if (need_input) backward_input(args, input);
+  });
+  return {grad_input, grad_kernel, grad_bias};
+}
+
+}  // namespace
+}  // namespace stylekern
+
+STABLE_TORCH_LIBRARY_IMPL(stylekern, CPU, m) {
+  m.impl("adaconv", TORCH_BOX(&stylekern::adaconv));
+  m.impl("adaconv_backward", TORCH_BOX(&stylekern::adaconv_backward));
+}

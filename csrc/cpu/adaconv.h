@@ -1,0 +1,122 @@
+// adaconv on the CPU, forward: the kernels of one target, included by foreach_target.h.
+//
+// A unit of work is a band of rows of one sample and group. Within it, tiles of rows of the group's input channels are
+// normalised and extended in scratch that stays in cache, and every output channel of the group is computed from there:
+// input and output cross memory once, and there is nothing between.
+namespace stylekern::STYLEKERN_TARGET {
+
+// Rows of the input channels of a group in the accumulation type, normalised, extended by the border rule all around.
+template <class T>
+class InputPlanes {
+ public:
+  using A = Acc<T>;
+
+  explicit InputPlanes(const AdaConv& p)
+      : p_(p),
+        border_(p.w, p.left(), p.kw - 1 - p.left(), p.padding),
+        values_(p.w, std::max(p.left(), p.kw - 1 - p.left())) {}
+
+  // Rows that a tile may have.
+  int64_t tile() const { return tile_rows(p_.group_in(), values_.stride(), p_.kh); }
+
+  // Rows [i0 - top, i1 + kh - 1 - top) of the channels of a sample and group: what output rows [i0, i1) read.
+  void fill(const T* input, const A* mean, const A* rstd, int64_t n, int64_t g, int64_t i0, int64_t i1) {
+    rows_ = i1 - i0 + p_.kh - 1;
+    values_.resize(p_.group_in() * rows_);
+    for (int64_t m = 0; m < p_.group_in(); ++m) {
+      const int64_t c = g * p_.group_in() + m, nc = n * p_.c + c;
+      const T* const plane = input + n * p_.input.n + c * p_.input.p;
+      for (int64_t q = 0; q < rows_; ++q) {
+        A* const row = values_.row(m * rows_ + q);
+        const int64_t source = border_index(i0 - p_.top() + q, p_.h, p_.padding);
+        if (source < 0) {
+          std::fill(row - p_.left(), row + p_.w + p_.kw - 1 - p_.left(), A(0));
+          continue;
+        }
+        const T* const x = plane + source * p_.input.row;
+        if (mean) {
+          const A centre = mean[nc], scale = rstd[nc];
+          for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+            store(row + j, (load(x + j, count) - centre) * scale);
+          });
+        } else {
+          for_vectors<A>(p_.w,
+                         [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { store(row + j, load(x + j, count)); });
+        }
+        border_.extend(row);
+      }
+    }
+  }
+
+  // From what the output's row i0 + i reads on.
+  SourcePlanes<A> from(int64_t i) const {
+    return {values_.row(i) - p_.left(), rows_ * values_.stride(), values_.stride(), p_.group_in(), p_.kh, p_.kw};
+  }
+
+ private:
+  AdaConv p_;
+  RowBorder border_;
+  PaddedRows<A> values_;
+  int64_t rows_ = 0;
+};
+
+template <class T, int K>
+class AdaConvForward {
+ public:
+  using A = Acc<T>;
+
+  explicit AdaConvForward(const AdaConvArgs<T>& args)
+      : args_(args), p_(args.problem), x_(p_), converted_(p_.w, 0) {}
+
+  void statistics(int64_t nc) const {
+    instance_statistics(args_.input + nc / p_.c * p_.input.n + nc % p_.c * p_.input.p, p_.h, p_.w, p_.input.row,
+                        args_.eps, args_.correction, args_.mean + nc, args_.rstd + nc);
+  }
+
+  // Rows [row0, row1) of a sample and group.
+  void run(int64_t n, int64_t g, int64_t row0, int64_t row1) {
+    const int64_t tile = x_.tile();
+    for (int64_t i0 = row0; i0 < row1; i0 += tile) {
+      const int64_t i1 = std::min(i0 + tile, row1);
+      x_.fill(args_.input, args_.mean, args_.rstd, n, g, i0, i1);
+      for_blocks(p_.group_out(), [&](int64_t first, auto size) { block<size>(n, g, first, i0, i1); });
+    }
+    if (args_.streamed) finish_streams();
+  }
+
+ private:
+  // B outputs of the group from `first` on.
+  template <int B>
+  void block(int64_t n, int64_t g, int64_t first, int64_t i0, int64_t i1) {
+    const int64_t no = n * p_.out_c + g * p_.group_out() + first, taps = int64_t{p_.kh} * p_.kw;
+    const A* const kernel = args_.kernel + no * p_.group_in() * taps;
+    const A* const weights = weights_.pack(p_.group_in(), p_.kh, p_.kw, B, [&](int64_t m, int o, int a, int b) {
+      return kernel[(o * p_.group_in() + m) * taps + a * p_.kw + b];
+    });
+    const A* const bias = args_.bias ? args_.bias + no : nullptr;
+    for_row_blocks<B>(i1 - i0, [&](int64_t i, auto rows) {
+      T* const y = args_.output + (no * p_.h + i0 + i) * p_.w;
+      if constexpr (std::is_same_v<T, A>) {
+        convolve_block<K, B, rows>(x_.from(i), weights, bias,
+                                   TargetPlanes<A>{y, p_.h * p_.w, p_.w, args_.streamed}, p_.w);
+      } else {
+        converted_.resize(B * rows);
+        const int64_t stride = converted_.stride();
+        convolve_block<K, B, rows>(x_.from(i), weights, bias,
+                                   TargetPlanes<A>{converted_.row(0), rows * stride, stride}, p_.w);
+        for (int k = 0; k < B * rows; ++k)
+          for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+            store(y + (k / rows * p_.h + k % rows) * p_.w + j, load(converted_.row(k) + j, count), count);
+          });
+      }
+    });
+  }
+
+  AdaConvArgs<T> args_;
+  AdaConv p_;
+  InputPlanes<T> x_;
+  BlockWeights<A> weights_;
+  PaddedRows<A> converted_;  // rows of y before they are rounded to 16 bits
+};
+
+}  // namespace stylekern::STYLEKERN_TARGET

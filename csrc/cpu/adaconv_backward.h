@@ -1,0 +1,254 @@
+// adaconv on the CPU, backward: the kernels of one target, included by foreach_target.h.
+namespace stylekern::STYLEKERN_TARGET {
+
+// The gradient of x, the normalised input:
+//   grad_x[m,q] = sum over o, i, a with pad(i + a - top) = q (and likewise the columns) of kernel[o,m,a,b] * g[o,i,j]
+//
+// Gathered before the border rule as a convolution of g among zeros by the kernel turned around, then folded.
+template <class T, int K>
+class AdaConvBackwardInput {
+ public:
+  using A = Acc<T>;
+
+  explicit AdaConvBackwardInput(const AdaConvBackwardArgs<T>& args)
+      : args_(args),
+        p_(args.problem),
+        border_(p_.w, p_.left(), right(), p_.padding),
+        g_(p_.w, p_.kw - 1),
+        rows_(p_.w, std::max(p_.left(), right())) {}
+
+  // Rows [row0, row1) of all channels of a sample and group, into planes of grad_x.
+  void run(int64_t n, int64_t g, int64_t row0, int64_t row1, A* grad_x) {
+    const int64_t tile = tile_rows(p_.group_out(), g_.stride(), p_.kh);
+    for (int64_t i0 = row0; i0 < row1; i0 += tile) {
+      const int64_t i1 = std::min(i0 + tile, row1);
+      fill(n, g, i0, i1);
+      for_blocks(p_.group_in(), [&](int64_t first, auto size) {
+        block<size>(n, g, first, i1 - i0, [&](int64_t m, int64_t i, const A* row) {
+          for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+            store(grad_x + (m * p_.h + i0 + i) * p_.w + j, load(row + j, count), count);
+          });
+        });
+      });
+    }
+    const auto fold = [&](int64_t i) {  // a row outside of the picture
+      const int64_t to = border_index(i, p_.h, p_.padding);
+      if (to < row0 || to >= row1) return;  // nobody's, or another band's
+      fill(n, g, i, i + 1);
+      for_blocks(p_.group_in(), [&](int64_t first, auto size) {
+        block<size>(n, g, first, 1, [&](int64_t m, int64_t, const A* row) {
+          A* const sum = grad_x + (m * p_.h + to) * p_.w;
+          for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+            store(sum + j, load(sum + j, count) + load(row + j, count), count);
+          });
+        });
+      });
+    };
+    for (int64_t i = -p_.top(); i < 0; ++i) fold(i);
+    for (int64_t i = p_.h; i < p_.h + p_.kh - 1 - p_.top(); ++i) fold(i);
+  }
+
+  // From the gradient of x to the input's, whole planes of a sample and group. grad_x may be grad_input itself.
+  void finish(int64_t n, int64_t c, const A* grad_x) const {
+    const int64_t nc = n * p_.c + c;
+    T* const out = args_.grad_input + nc * p_.h * p_.w;
+    if (args_.mean)
+      instance_norm_backward(grad_x, args_.input + n * p_.input.n + c * p_.input.p, p_.h, p_.w, p_.input.row,
+                             args_.mean[nc], args_.rstd[nc], args_.correction, out);
+    else if constexpr (!std::is_same_v<T, A>)
+      for_vectors<A>(p_.h * p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        store(out + j, load(grad_x + j, count), count);
+      });
+  }
+
+ private:
+  int right() const { return p_.kw - 1 - p_.left(); }
+
+  // Rows of g that the rows [i0, i1) of grad_x read, with zeros around.
+  void fill(int64_t n, int64_t g, int64_t i0, int64_t i1) {
+    g_rows_ = i1 - i0 + p_.kh - 1;
+    g_.resize(p_.group_out() * g_rows_);
+    for (int64_t o = 0; o < p_.group_out(); ++o) {
+      const T* const plane = args_.grad + n * p_.grad.n + (g * p_.group_out() + o) * p_.grad.p;
+      for (int64_t q = 0; q < g_rows_; ++q) {
+        A* const row = g_.row(o * g_rows_ + q);
+        const int64_t source = i0 + p_.top() - (p_.kh - 1) + q;
+        if (source < 0 || source >= p_.h) {
+          std::fill(row - (p_.kw - 1), row + p_.w + p_.kw - 1, A(0));
+          continue;
+        }
+        for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+          store(row + j, load(plane + source * p_.grad.row + j, count));
+        });
+        std::fill(row - (p_.kw - 1), row, A(0));
+        std::fill(row + p_.w, row + p_.w + p_.kw - 1, A(0));
+      }
+    }
+  }
+
+  // Calls take(m, i, row) with each row of the tile, of B channels from `first` on, its columns folded.
+  template <int B, class Take>
+  void block(int64_t n, int64_t g, int64_t first, int64_t count, Take&& take) {
+    const int64_t taps = int64_t{p_.kh} * p_.kw;
+    const A* const kernel =
+        args_.kernel + ((n * p_.out_c + g * p_.group_out()) * p_.group_in() + first) * taps + taps - 1;
+    const A* const weights = weights_.pack(p_.group_out(), p_.kh, p_.kw, B, [&](int64_t o, int m, int a, int b) {
+      return kernel[(o * p_.group_in() + m) * taps - a * p_.kw - b];
+    });
+    for_row_blocks<B>(count, [&](int64_t i, auto rows) {
+      rows_.resize(B * rows);
+      const int64_t stride = rows_.stride();
+      convolve_block<K, B, rows>(
+          SourcePlanes<A>{g_.row(i) - (p_.kw - 1), g_rows_ * g_.stride(), g_.stride(), p_.group_out(), p_.kh, p_.kw},
+          weights, static_cast<const A*>(nullptr), TargetPlanes<A>{rows_.row(0) - p_.left(), rows * stride, stride},
+          p_.w + p_.kw - 1);
+      for (int k = 0; k < B * rows; ++k) {
+        border_.fold(rows_.row(k));
+        take(first + k / rows, i + k % rows, rows_.row(k));
+      }
+    });
+  }
+
+  AdaConvBackwardArgs<T> args_;
+  AdaConv p_;
+  RowBorder border_;
+  PaddedRows<A> g_, rows_;
+  int64_t g_rows_ = 0;
+  BlockWeights<A> weights_;
+};
+
+// The gradients of kernel and bias:
+//   grad_kernel[o,m,a,b] = sum over i, j of g[o,i,j] * x[m, pad(i + a - top), pad(j + b - left)]
+//   grad_bias[o]         = sum over i, j of g[o,i,j]
+template <class T, int K>
+class AdaConvBackwardKernel {
+ public:
+  using A = Acc<T>;
+
+  explicit AdaConvBackwardKernel(const AdaConvBackwardArgs<T>& args) : args_(args), p_(args.problem), x_(p_) {}
+
+  // Outputs [first, last) of a sample and group.
+  void run(int64_t n, int64_t g, int64_t first, int64_t last) {
+    if (args_.grad_bias)
+      for (int64_t o = first; o < last; ++o) bias(n, g, o);
+    if (!args_.grad_kernel) return;
+    const int64_t taps = int64_t{p_.kh} * p_.kw, tile = std::min(x_.tile(), kPending);
+    sums_.assign(size_t((last - first) * p_.group_in() * taps), 0.0);
+    for (int64_t i0 = 0; i0 < p_.h; i0 += tile) {
+      const int64_t rows = std::min(tile, p_.h - i0);
+      x_.fill(args_.input, args_.mean, args_.rstd, n, g, i0, i0 + rows);
+      // Sums in A stay short: a strip is as wide as its rows allow.
+      const int64_t strip = std::max<int64_t>(kPending / rows, 1) * kLanes<A>;
+      for (int64_t j0 = 0; j0 < p_.w; j0 += strip)
+        for_pairs(first, last, [&](int64_t o, auto outputs) {
+          double* const sums = sums_.data() + (o - first) * p_.group_in() * taps;
+          const Strip area{grad(n, g, o) + i0 * p_.grad.row + j0, rows, std::min(strip, p_.w - j0)};
+          for (int64_t m = 0; m < p_.group_in(); ++m) {
+            if constexpr (K == 3)
+              add_3x3<outputs>(area, m, j0, sums + m * taps);
+            else
+              add<outputs>(area, m, j0, sums + m * taps);
+          }
+        });
+    }
+    A* const out = args_.grad_kernel + (n * p_.out_c + g * p_.group_out() + first) * p_.group_in() * taps;
+    for (size_t k = 0; k < sums_.size(); ++k) out[k] = A(sums_[k]);
+  }
+
+ private:
+  static constexpr int64_t kPending = 1024;  // vectors that are summed in A before their sum joins one in double
+
+  // The gradient of one output, or of a first of two, from an area's first value on.
+  struct Strip {
+    const T* g;
+    int64_t rows, w;
+  };
+
+  const T* grad(int64_t n, int64_t g, int64_t o) const {
+    return args_.grad + n * p_.grad.n + (g * p_.group_out() + o) * p_.grad.p;
+  }
+
+  // Two outputs share what is loaded of x, where the sums of two fit into the registers.
+  template <class F>
+  static void for_pairs(int64_t first, int64_t last, F&& f) {
+    int64_t o = first;
+    if constexpr (kBytes == 64)
+      for (; o + 2 <= last; o += 2) f(o, std::integral_constant<int, 2>{});
+    for (; o < last; ++o) f(o, std::integral_constant<int, 1>{});
+  }
+
+  void bias(int64_t n, int64_t g, int64_t o) const {
+    LaneSum sum;
+    for (int64_t i = 0; i < p_.h; ++i) {
+      const T* const row = grad(n, g, o) + i * p_.grad.row;
+      for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { sum.add(load(row + j, count)); });
+    }
+    args_.grad_bias[n * p_.out_c + g * p_.group_out() + o] = A(sum.total());
+  }
+
+  static double total(Vec<A> v) {
+    LaneSum sum;
+    sum.add(v);
+    return sum.total();
+  }
+
+  // Down a column of vectors, a row of x meets three rows of g, which stay in registers.
+  template <int B>
+  void add_3x3(const Strip& area, int64_t m, int64_t j0, double* sums) const {
+    const SourcePlanes<A> from = x_.from(0);
+    const A* const x = from.x + m * from.plane + j0;
+    const int64_t g_row = p_.grad.row, g_plane = p_.grad.p, x_row = from.row;
+    Vec<A> part[B][3][3] = {};
+    for_vectors<A>(area.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      Vec<A> g[B][3] = {};  // of rows q, q - 1, q - 2
+      const auto row = [&](int64_t q, bool all) STYLEKERN_ALWAYS_INLINE {
+#pragma GCC unroll 2
+        for (int o = 0; o < B; ++o) {
+          g[o][2] = g[o][1], g[o][1] = g[o][0];
+          if (all || q < area.rows) g[o][0] = load(area.g + o * g_plane + q * g_row + j, count);
+        }
+#pragma GCC unroll 3
+        for (int b = 0; b < 3; ++b) {
+          const Vec<A> xb = load(x + q * x_row + j + b, count);
+#pragma GCC unroll 3
+          for (int a = 0; a < 3; ++a)
+            if (all || (q >= a && q - a < area.rows))
+#pragma GCC unroll 2
+              for (int o = 0; o < B; ++o) part[o][a][b] = fma(g[o][a], xb, part[o][a][b]);
+        }
+      };
+      int64_t q = 0;
+      for (; q < 2; ++q) row(q, false);
+      for (; q < area.rows; ++q) row(q, true);
+      for (; q < area.rows + 2; ++q) row(q, false);
+    });
+    for (int o = 0; o < B; ++o)
+      for (int a = 0; a < 3; ++a)
+        for (int b = 0; b < 3; ++b) sums[o * p_.group_in() * 9 + 3 * a + b] += total(part[o][a][b]);
+  }
+
+  template <int B>
+  void add(const Strip& area, int64_t m, int64_t j0, double* sums) const {
+    const SourcePlanes<A> from = x_.from(0);
+    const A* const x = from.x + m * from.plane + j0;
+    for (int a = 0; a < p_.kh; ++a)
+      for (int b = 0; b < p_.kw; ++b) {
+        Vec<A> part[B] = {};
+        for (int64_t i = 0; i < area.rows; ++i)
+          for_vectors<A>(area.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+            const Vec<A> xab = load(x + (i + a) * from.row + j + b, count);
+            for (int o = 0; o < B; ++o)
+              part[o] = fma(load(area.g + o * p_.grad.p + i * p_.grad.row + j, count), xab, part[o]);
+          });
+        for (int o = 0; o < B; ++o)
+          sums[(o * p_.group_in() * p_.kh + a) * p_.kw + b] += total(part[o]);
+      }
+  }
+
+  AdaConvBackwardArgs<T> args_;
+  AdaConv p_;
+  InputPlanes<T> x_;
+  std::vector<double> sums_;
+};
+
+}  // namespace stylekern::STYLEKERN_TARGET

@@ -1,0 +1,134 @@
+// adaconv on the CPU: planes convolved with planes, several outputs at a time. Included by foreach_target.h.
+//
+// Forward and the gradient of x are the same convolution: of the extended x by the kernel, and of the gradient among
+// zeros by the kernel turned around. Each row's result does not depend on how rows are cut into blocks.
+namespace stylekern::STYLEKERN_TARGET {
+
+// Values of scratch planes that a tile of rows holds: half a second-level cache.
+inline constexpr int64_t kScratchValues = 1 << 16;
+
+// Rows of a tile, of `planes` planes whose rows hold `row` values.
+inline int64_t tile_rows(int64_t planes, int64_t row, int64_t taps) {
+  const int64_t fitting = kScratchValues / std::max<int64_t>(planes * row, 1) - (taps - 1);
+  return std::max<int64_t>(fitting / 8 * 8, 8);
+}
+
+// Calls f(first, size) over [0, count), size one of the constants 8, 4, 2, 1.
+template <class F>
+void for_blocks(int64_t count, F&& f) {
+  int64_t first = 0;
+  for (; first + 8 <= count; first += 8) f(first, std::integral_constant<int, 8>{});
+  if (first + 4 <= count) f(first, std::integral_constant<int, 4>{}), first += 4;
+  if (first + 2 <= count) f(first, std::integral_constant<int, 2>{}), first += 2;
+  if (first < count) f(first, std::integral_constant<int, 1>{});
+}
+
+// Scratch planes: plane m, row i, from the leftmost column that the first tap reads.
+template <class A>
+struct SourcePlanes {
+  const A* x;
+  int64_t plane, row, planes;
+  int kh, kw;
+};
+
+template <class A>
+struct TargetPlanes {
+  A* y;
+  int64_t plane, row;
+  bool streamed = false;
+};
+
+// The kernels of a block of outputs, weights[m][a][b][output], so that what one value of x is multiplied with is
+// together.
+template <class A>
+class BlockWeights {
+ public:
+  // weight(m, output, a, b) for every m below `planes`.
+  template <class Weight>
+  const A* pack(int64_t planes, int kh, int kw, int outputs, Weight&& weight) {
+    values_.resize(size_t(planes * kh * kw * outputs));
+    A* to = values_.data();
+    for (int64_t m = 0; m < planes; ++m)
+      for (int a = 0; a < kh; ++a)
+        for (int b = 0; b < kw; ++b)
+          for (int o = 0; o < outputs; ++o) *to++ = weight(m, o, a, b);
+    return values_.data();
+  }
+
+ private:
+  std::vector<A> values_;
+};
+
+// Rows that a block of B outputs computes at once. The sums of 16 vectors cover an FMA's latency several times over and
+// leave room for x and weights; a target of 16 registers has half.
+template <int B>
+inline constexpr int kBlockRows = std::min(8, (kBytes == 64 ? 16 : 8) / B);
+
+// y[o,r,j] = bias[o] + sum over m, a, b of weights[m,a,b,o] * x[m,r+a,j+b], for B outputs and R rows.
+//
+// A vector of x is loaded once for all outputs, and for all rows that a tap of the column b takes it to.
+template <int K, int B, int R, class A, class N>
+STYLEKERN_INLINE void convolve_vector(const SourcePlanes<A> from, const A* weights, const A* bias,
+                                      const TargetPlanes<A> to, int64_t j, N count) {
+  Vec<A> sum[B][R];
+#pragma GCC unroll 8
+  for (int o = 0; o < B; ++o)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sum[o][r] = broadcast(bias ? bias[o] : A(0));
+  const A* x = from.x + j;
+  for (int64_t m = 0; m < from.planes; ++m, x += from.plane) {
+    if constexpr (K > 0) {
+#pragma GCC unroll 16
+      for (int q = 0; q < R + K - 1; ++q)
+#pragma GCC unroll 8
+        for (int b = 0; b < K; ++b) {
+          const Vec<A> xqb = load(x + q * from.row + b);
+#pragma GCC unroll 8
+          for (int a = 0; a < K; ++a)
+            if (q - a >= 0 && q - a < R)
+#pragma GCC unroll 8
+              for (int o = 0; o < B; ++o)
+                sum[o][q - a] = fma(broadcast(weights[(a * K + b) * B + o]), xqb, sum[o][q - a]);
+        }
+      weights += K * K * B;
+    } else {
+      for (int a = 0; a < from.kh; ++a)
+        for (int b = 0; b < from.kw; ++b, weights += B)
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) {
+            const Vec<A> xab = load(x + (r + a) * from.row + b);
+#pragma GCC unroll 8
+            for (int o = 0; o < B; ++o) sum[o][r] = fma(broadcast(weights[o]), xab, sum[o][r]);
+          }
+    }
+  }
+#pragma GCC unroll 8
+  for (int o = 0; o < B; ++o)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+      store_or_stream(to.y + o * to.plane + r * to.row + j, sum[o][r], count, to.streamed);
+}
+
+// R rows of w values. Not inlined: the compiler would else repeat it for every caller.
+template <int K, int B, int R, class A>
+__attribute__((noinline)) void convolve_block(const SourcePlanes<A> from, const A* weights, const A* bias,
+                                              const TargetPlanes<A> to, int64_t w) {
+  for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+    convolve_vector<K, B, R>(from, weights, bias, to, j, count);
+  });
+}
+
+// Calls block(i, R) with R constant for blocks of rows that cover [0, rows). The last block reaches back over rows that
+// are done already, which costs less than rows one by one.
+template <int B, class F>
+STYLEKERN_INLINE void for_row_blocks(int64_t rows, F&& block) {
+  constexpr int R = kBlockRows<B>;
+  if (rows < R) {
+    for (int64_t i = 0; i < rows; ++i) block(i, std::integral_constant<int, 1>{});
+    return;
+  }
+  for (int64_t i = 0; i + R <= rows; i += R) block(i, std::integral_constant<int, R>{});
+  if (rows % R) block(rows - R, std::integral_constant<int, R>{});
+}
+
+}  // namespace stylekern::STYLEKERN_TARGET
