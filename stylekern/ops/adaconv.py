@@ -57,8 +57,9 @@ def adaconv(
         TypeError: Not a tensor, or dtypes that differ or are not floating point.
         RuntimeError: Devices that differ; a backend asked for by name that cannot run; a forward-mode derivative.
 
-    Deterministic, forward and backward. Gradients once, for input, spatial, pointwise and bias: saved are input, the
-    composed kernel, mean and reciprocal deviation. Under autocast all tensors take the autocast dtype.
+    Deterministic, forward and backward (with another number of CPU threads, torch's product of pointwise and spatial
+    may round differently). Gradients once, for input, spatial, pointwise and bias: saved are input, the composed
+    kernel, mean and reciprocal deviation. Under autocast all tensors take the autocast dtype.
     """
     if isinstance(pointwise, Tensor) and pointwise.dim() == 5 and pointwise.shape[3:] == (1, 1):
         pointwise = pointwise[:, :, :, 0, 0]

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -68,6 +69,18 @@ def content_hash(files: list[Path], *words: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def with_includes(source: Path) -> list[Path]:
+    """A file of this repository and all that it includes of it."""
+    found, waiting = set(), [source.resolve()]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            names = re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE)
+            waiting += [path for name in names if (path := (file.parent / name).resolve()).is_file()]
+    return list(found)
+
+
 def build(source: str, *, sanitize: bool = False) -> Path:
     """Path of the module compiled from `source`; raises Unavailable where it cannot be."""
     try:
@@ -82,9 +95,7 @@ def build(source: str, *, sanitize: bool = False) -> Path:
     name = Path(source).stem + ("_sanitized" if sanitize else "")
     includes = [cuda_include(), pybind11.get_include(), sysconfig.get_paths()["include"]]
     flags += [f"-DSTYLEKERN_MODULE={name}", *(f"-isystem{path}" for path in includes)]
-    files = [HERE / source, *HERE.glob("*.h"), *(ROOT / "csrc" / "cuda").glob("*.cuh")]
-    files += (ROOT / "csrc" / "common").glob("*.h")
-    target = BUILD / content_hash(files, compiler, *map(str, flags)) / (name + ".so")
+    target = BUILD / content_hash(with_includes(HERE / source), compiler, *map(str, flags)) / (name + ".so")
     return compile_once(target, [compiler, *flags, str(HERE / source), "-o"])
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from stylekern.reference.style_kernel_conv import style_kernel_conv as reference
 
+from .arrays import Layout, array, assert_close, cases, values
+
 GRADIENTS = ("grad_input", "grad_vertical", "grad_horizontal")
-TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Layout):
     """One call: sizes, options, and how its tensors lie in memory."""
 
     c: int = 2
@@ -39,23 +38,6 @@ class Case:
     row_gap: int = 0  # values between the end of a row and the next
     eps: float = 1e-5
 
-    def __str__(self) -> str:
-        given = [f"{name}={value}" for name, value in vars(self).items() if value != getattr(Case, name)]
-        return ",".join(given).replace("torch.", "").replace("=True", "") or "default"
-
-
-def values(case: Case, generator: torch.Generator, *shape: int) -> Tensor:
-    """A random tensor of this shape whose rows start `shift` values after 16 bytes and lie `row_gap` apart."""
-    *outer, w = shape
-    storage = torch.full((case.shift + int(np.prod(outer)) * (w + case.row_gap) + 16,), torch.nan, dtype=case.dtype)
-    start = (-storage.data_ptr() % 16) // storage.element_size() + case.shift
-    step, strides = w + case.row_gap, [1]
-    for size in reversed(outer):
-        strides.insert(0, step)
-        step *= size
-    x = storage.as_strided(shape, strides, start)
-    return x.copy_(torch.randn(shape, generator=generator, dtype=torch.float64))
-
 
 def arguments(case: Case) -> dict[str, Tensor | None]:
     generator = torch.Generator().manual_seed(0)
@@ -74,13 +56,6 @@ def arguments(case: Case) -> dict[str, Tensor | None]:
     if case.normalize:
         x.mul_(3).add_(5)
     return {"input": x, "vertical": vertical, "horizontal": horizontal, "bias": bias}
-
-
-def array(x: Tensor | None) -> np.ndarray | None:
-    """The same memory in NumPy, which has no bfloat16."""
-    if x is None:
-        return None
-    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def run(host, case: Case, needs: tuple[str, ...] = GRADIENTS, in_place: bool = False, given=None) -> dict[str, Tensor]:
@@ -126,16 +101,7 @@ def expected(case: Case) -> dict[str, Tensor]:
 
 
 def assert_matches_reference(host, case: Case) -> None:
-    actual, wanted = run(host, case), expected(case)
-    assert actual.keys() == wanted.keys()
-    for key, y in wanted.items():
-        tolerance = min(TOLERANCE[case.dtype], 2e-6) if key in ("mean", "rstd") else TOLERANCE[case.dtype]
-        error = (actual[key].double() - y).norm() / y.norm().clamp(min=1e-12)
-        assert error <= tolerance, f"{key}: relative error {error:.1e}"
-
-
-def cases(*given: Case):
-    return pytest.mark.parametrize("case", given, ids=str)
+    assert_close(run(host, case), expected(case), case.dtype)
 
 
 OPTIONS = [
@@ -377,16 +343,6 @@ SANITIZED = [
 ]
 
 
-def test_the_sanitizers_find_nothing(sanitized):
+def test_the_sanitizers_find_nothing(assert_sanitized):
     """No access out of bounds or misaligned, no undefined behaviour."""
-    program = f"""
-sys.path[:0] = {[str(Path(__file__).parents[level]) for level in (1, 2)]!r}
-from cuda_host.test_style_kernel_conv import SANITIZED, assert_matches_reference
-for order in ("ascending", "shuffled"):
-    host.set_order(order, 1)
-    for case in SANITIZED:
-        assert_matches_reference(host, case)
-print("passed")
-"""
-    done = sanitized("style_kernel_conv_host.cpp", program)
-    assert done.returncode == 0 and "passed" in done.stdout, done.stderr[-4000:]
+    assert_sanitized()
