@@ -75,6 +75,7 @@ class AdaConvForward {
 
   // Rows [row0, row1) of a sample and group.
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1) {
+    if (K == 3 && p_.group_in() == 1 && p_.w > kLanes<A>) return depthwise(n, g, row0, row1);
     const int64_t tile = x_.tile();
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);
@@ -85,6 +86,26 @@ class AdaConvForward {
   }
 
  private:
+  void depthwise(int64_t n, int64_t g, int64_t row0, int64_t row1) {
+    const int64_t nc = n * p_.c + g;
+    DepthwisePlane<T> plane{.x = args_.input + n * p_.input.n + g * p_.input.p,
+                            .h = p_.h,
+                            .w = p_.w,
+                            .row = p_.input.row,
+                            .padding = p_.padding,
+                            .mean = args_.mean ? args_.mean[nc] : A(0),
+                            .rstd = args_.mean ? args_.rstd[nc] : A(1),
+                            .streamed = args_.streamed};
+    for (int64_t o = g * p_.group_out(); o < (g + 1) * p_.group_out(); ++o) {
+      const int64_t no = n * p_.out_c + o;
+      plane.y = args_.output + no * p_.h * p_.w;
+      plane.kernel = args_.kernel + no * 9;
+      plane.bias = args_.bias ? args_.bias[no] : A(0);
+      depthwise_3x3(plane, row0, row1);
+    }
+    if (args_.streamed) finish_streams();
+  }
+
   // B outputs of the group from `first` on.
   template <int B>
   void block(int64_t n, int64_t g, int64_t first, int64_t i0, int64_t i1) {

@@ -64,6 +64,15 @@ class BlockWeights {
 template <int B>
 inline constexpr int kBlockRows = std::min(8, (kBytes == 64 ? 16 : 8) / B);
 
+// A row further, by an addition: the compiler else computes every row's address before a loop, more than it has registers
+// for.
+template <class A>
+STYLEKERN_INLINE const A* step(const A* row, int64_t stride) {
+  row += stride;
+  asm("" : "+r"(row));
+  return row;
+}
+
 // y[o,r,j] = bias[o] + sum over m, a, b of weights[m,a,b,o] * x[m,r+a,j+b], for B outputs and R rows.
 //
 // A vector of x is loaded once for all outputs, and for all rows that a tap of the column b takes it to.
@@ -78,11 +87,12 @@ STYLEKERN_INLINE void convolve_vector(const SourcePlanes<A> from, const A* weigh
   const A* x = from.x + j;
   for (int64_t m = 0; m < from.planes; ++m, x += from.plane) {
     if constexpr (K > 0) {
+      const A* row = x;
 #pragma GCC unroll 16
-      for (int q = 0; q < R + K - 1; ++q)
+      for (int q = 0; q < R + K - 1; ++q, row = step(row, from.row))
 #pragma GCC unroll 8
         for (int b = 0; b < K; ++b) {
-          const Vec<A> xqb = load(x + q * from.row + b);
+          const Vec<A> xqb = in_register(load(row + b));
 #pragma GCC unroll 8
           for (int a = 0; a < K; ++a)
             if (q - a >= 0 && q - a < R)
@@ -96,7 +106,7 @@ STYLEKERN_INLINE void convolve_vector(const SourcePlanes<A> from, const A* weigh
         for (int b = 0; b < from.kw; ++b, weights += B)
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
-            const Vec<A> xab = load(x + (r + a) * from.row + b);
+            const Vec<A> xab = in_register(load(x + (r + a) * from.row + b));
 #pragma GCC unroll 8
             for (int o = 0; o < B; ++o) sum[o][r] = fma(broadcast(weights[o]), xab, sum[o][r]);
           }

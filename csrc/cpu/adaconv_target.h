@@ -2,6 +2,8 @@
 #include "instance_norm.h"
 // after what it uses
 #include "adaconv_rows.h"
+// after what it uses
+#include "adaconv_depthwise_3x3.h"
 // after what they use
 #include "adaconv.h"
 #include "adaconv_backward.h"

@@ -13,10 +13,13 @@ class LaneSum {
   }
   STYLEKERN_ALWAYS_INLINE void add(Vec<double> v) { low_ += v; }
   double total() const {
-    const Vec<double> both = low_ + high_;
-    double sum = 0;
-    for (int l = 0; l < kLanes<double>; ++l) sum += both[l];
-    return sum;
+    double lanes[kLanes<double>];
+    store(lanes, low_ + high_);
+#pragma GCC unroll 4
+    for (int half = kLanes<double> / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+      for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    return lanes[0];
   }
 
  private:
@@ -26,7 +29,7 @@ class LaneSum {
 // Sums of what arrives a vector at a time, about a centre. A plain value, so that a loop keeps it in registers.
 template <class A>
 struct RunningMoments {
-  Vec<A> centre, sum, squares;
+  Vec<A> centre, sum, squares, other_sum{}, other_squares{};
 
   STYLEKERN_INLINE void add(Vec<A> x) {
     const Vec<A> d = x - centre;
@@ -36,6 +39,8 @@ struct RunningMoments {
     const Vec<A> d = first_lanes<A>(x - centre, count);
     sum += d, squares = fma(d, d, squares);
   }
+  // Adds to the other sums from here on: an addition waits for the one before it to the same sum.
+  STYLEKERN_INLINE void alternate() { std::swap(sum, other_sum), std::swap(squares, other_squares); }
 };
 
 // Mean and variance of a plane in one read, about the mean of its first values.
@@ -49,7 +54,7 @@ class PlaneMoments {
   using A = Acc<T>;
 
   PlaneMoments(const T* plane, int64_t h, int64_t w, int64_t row) : plane_(plane), h_(h), w_(w), row_(row) {
-    if (row == w && w % kLanes<A>) w_ *= std::exchange(h_, 1);  // narrow rows that touch are one long row
+    if (row == w && w % kLanes<A>) w_ *= std::exchange(h_, 1);  // rows that touch are one long row
     const int64_t first = std::min<int64_t>(row == w ? h * w : w, 256);
     LaneSum sum;
     for_vectors<A>(first, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { sum.add(load(plane + j, count)); });
@@ -64,12 +69,12 @@ class PlaneMoments {
 
   // After each row, with what add() has summed since the last call: sums in A stay short.
   STYLEKERN_INLINE void end_row(RunningMoments<A>& running) {
-    if ((pending_ += w_) < kPending) return;
+    if ((pending_ += w_) < kPending) return running.alternate();
     collect(running);
   }
   STYLEKERN_INLINE void collect(RunningMoments<A>& running) {
-    sum_.add(running.sum), squares_.add(running.squares);
-    running.sum = running.squares = Vec<A>{};
+    sum_.add(running.sum + running.other_sum), squares_.add(running.squares + running.other_squares);
+    running.sum = running.squares = running.other_sum = running.other_squares = Vec<A>{};
     pending_ = 0;
   }
 
@@ -78,8 +83,10 @@ class PlaneMoments {
     for (int64_t i = 0; i < h_; ++i) {
       for (int64_t j0 = 0; j0 < w_; j0 += kPending) {  // a long row is several
         const T* x = row(i) + j0;
-        for_vectors<A>(std::min(w_ - j0, kPending),
-                       [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { add(running, load(x + j, count), count); });
+        for_vectors<A>(std::min(w_ - j0, kPending), [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+          add(running, load(x + j, count), count);
+          if (w_ > kPending) running.alternate();
+        });
         if (w_ > kPending) collect(running);
       }
       if (w_ <= kPending) end_row(running);

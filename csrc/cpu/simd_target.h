@@ -17,7 +17,7 @@ inline constexpr int kLanes = kBytes / sizeof(A);
 
 template <class A>
 STYLEKERN_INLINE Vec<A> broadcast(A x) {
-  return Vec<A>{} + x;
+  return x - Vec<A>{};  // the sum would turn -0 into 0
 }
 
 STYLEKERN_INLINE Vec<float> load(const float* p) {
@@ -32,6 +32,20 @@ STYLEKERN_INLINE Vec<double> load(const double* p) {
 }
 STYLEKERN_INLINE void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof v); }
 STYLEKERN_INLINE void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof v); }
+
+// The value itself, in a register from here on. Compilers else load a value anew for each use as an operand: loads then
+// bound a kernel that multiplies what it has loaded several times.
+template <class V>
+STYLEKERN_INLINE V in_register(V v) {
+#if STYLEKERN_VECTOR_BYTES == 64
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
 
 // a * b + c, rounded once where the target can. The compiler contracts nothing by itself (-ffp-contract=off): of two
 // products it would fuse one here and the other there, and where a kernel is inlined twice, results would differ in
