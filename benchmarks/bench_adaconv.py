@@ -36,6 +36,20 @@ def grouped(x: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor) -> Tens
     return F.conv2d(t, pointwise.flatten(0, 1)[:, :, None, None], bias.flatten(), groups=groups).view(n, -1, h, w)
 
 
+@torch.compile(dynamic=False)
+def shift_and_sum(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    h, w = x.shape[2] - 2, x.shape[3] - 2
+    taps = (kernel[:, :, a, b, None, None] * x[:, :, a : a + h, b : b + w] for a in range(3) for b in range(3))
+    return sum(taps, bias[:, :, None, None])
+
+
+def normalize_shift_and_sum(x: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor) -> Tensor:
+    """Depthwise as nine scaled shifts, which a compiler makes one loop of."""
+    return shift_and_sum(
+        padded(x), (pointwise[..., None] * spatial[:, :, 0].flatten(2)).view(spatial[:, :, 0].shape), bias
+    )
+
+
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize(
     ("c", "size", "h", "w"),
@@ -53,7 +67,8 @@ def test_adaconv(benchmark: Any, table: list[dict[str, str]], c: int, size: int,
         operator="adaconv",
         ours=adaconv,
         eager=reference.adaconv,
-        others={"loop": loop, "grouped": grouped},
+        others={"loop": loop, "compiled loop": torch.compile(loop, dynamic=False), "grouped": grouped}
+        | ({"shift-and-sum": normalize_shift_and_sum} if size == 1 else {}),
         tensors=[x, spatial, pointwise, bias],
         backward=backward,
         values=(2 + 3 if backward else 2) * x.numel(),  # read x, write y; then read g and x, write the gradient of x

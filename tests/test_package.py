@@ -136,26 +136,18 @@ def test_info_says_who_serves_and_why_others_do_not():
     assert "not triton: Triton runs on a GPU" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["baseline", "avx2"])
-def test_every_instruction_set_gives_the_same_result(target: str):
+def test_every_instruction_set_keeps_the_contract(target: str):
     from stylekern import _library
 
     if _library.missing:
         pytest.skip(_library.missing)
     code = (
-        "import itertools, torch; from stylekern import _library; from stylekern.ops import style_kernel_conv as f\n"
-        "from stylekern.reference import style_kernel_conv as ref; torch.manual_seed(0)\n"
-        "for dtype, bound in ((torch.float32, 2e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)):\n"
-        "  for composition, kh, w in itertools.product(('sequential', 'outer'), (3, 5), (7, 15, 16, 37)):\n"
-        "    shapes = (2, 4, 9, w), (2, 4, 3, 9, w), (2, 4, kh, 9, w)\n"
-        "    xs = [torch.randn(s).to(dtype).requires_grad_() for s in shapes]\n"
-        "    ds = [x.detach().double().requires_grad_() for x in xs]\n"
-        "    o = dict(composition=composition, normalize=True); g = torch.randn(2, 4, 9, w).to(dtype)\n"
-        "    y, z = f(*xs, **o), ref(*ds, **o)\n"
-        "    ours, true = [y, *torch.autograd.grad(y, xs, g)], [z, *torch.autograd.grad(z, ds, g.double())]\n"
-        "    assert all((a.double() - b).norm() <= bound * b.norm() for a, b in zip(ours, true))\n"
-        "print(_library.build_options['cpu_target'])"
+        "import pytest, sys; from stylekern import _library; print(_library.build_options['cpu_target'])\n"
+        "wanted = '(equals_the_definition or takes_every_dtype or any_shape) and not triton and not reference'\n"
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-m', 'not cuda', '-k', wanted, {str(ROOT / 'tests/ops')!r}]))"
     )
     result = run(code, STYLEKERN_CPU_TARGET=target)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() in ("baseline", target)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert result.stdout.split()[0] in ("baseline", target) and " passed" in result.stdout

@@ -207,7 +207,12 @@ class OperatorSuite:
     # Not an empty batch permuted: opcheck itself cannot clone that.
     @pytest.mark.parametrize(
         ("case_name", "layout"),
-        [("typical", "contiguous"), ("typical", "channels_last"), ("typical", "permuted"), ("empty-batch", "contiguous")],
+        [
+            ("typical", "contiguous"),
+            ("typical", "channels_last"),
+            ("typical", "permuted"),
+            ("empty-batch", "contiguous"),
+        ],
     )
     def test_opcheck(self, case_name: str, layout: str) -> None:
         make = self.cases[self.typical if case_name == "typical" else case_name]

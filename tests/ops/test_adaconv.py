@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops import adaconv
+from stylekern.ops import OPERATORS, adaconv
 
 from .suite import Case, OperatorSuite, poisoned_memory, pytest_generate_tests, relative_error  # noqa: F401
 
@@ -123,3 +125,82 @@ class TestAdaconv(OperatorSuite):
         assert pointwise is not None
         given = adaconv(x, spatial, pointwise[..., None, None], bias)
         assert torch.equal(given, adaconv(x, spatial, pointwise, bias))
+
+    @pytest.mark.parametrize("w", [*range(2, 19), 31, 32, 33, 48, 64, 65])
+    @pytest.mark.parametrize("padding", ["reflect", "replicate", "zeros"])
+    def test_every_width_about_a_vector(self, w: int, padding: str) -> None:
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            for size in (1, 2):
+                self.check(make(n=1, c=2, co=2, size=size, h=11, w=w, padding_mode=padding), "cpu", dtype)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize(("size", "w"), [(1, 64), (1, 65), (3, 64)])
+    def test_results_too_large_for_a_cache(self, dtype: torch.dtype, size: int, w: int) -> None:
+        self.check(make(n=2, c=9, co=9, size=size, h=1024, w=w), "cpu", dtype)
+
+    def test_a_large_mean_costs_no_more_digits_than_plain_torch(self, backend: str) -> None:
+        case = make(n=1, c=16, co=16, size=1, h=32, w=48)
+        tensors = {k: None if x is None else x.float() for k, x in case.tensors.items()}
+        assert tensors["input"] is not None
+        tensors["input"] = tensors["input"] + 1000
+        exact = reference.adaconv(**{k: None if x is None else x.double() for k, x in tensors.items()})
+        assert relative_error(adaconv(**tensors), exact) <= 1.2 * relative_error(reference.adaconv(**tensors), exact)
+
+    def test_padded_zeros_stay_zeros_beside_a_nan(self) -> None:
+        for w in (9, 40):
+            x, kernel = torch.randn(1, 1, 6, w), torch.ones(1, 1, 1, 3, 3)
+            x[0, 0, 0, 0] = torch.nan
+            y = adaconv(x, kernel, torch.ones(1, 1, 1), normalize=False, padding_mode="zeros")
+            assert y[0, 0, :2, :2].isnan().all() and not y[0, 0, 2:].isnan().any() and not y[0, 0, :, 2:].isnan().any()
+
+    def test_a_direct_call_of_the_registered_op_reads_nothing_outside(self) -> None:
+        op = OPERATORS[self.name]._ops.get("compiled")
+        if op is None:
+            pytest.skip("nothing is compiled")
+        x, kernel, bias = torch.randn(2, 4, 5, 6), torch.randn(2, 4, 2, 3, 3), torch.randn(2, 4)
+        for a, b, c in (
+            (x[0], kernel, bias),
+            (x[:1], kernel, bias),
+            (x[:, :3], kernel, bias),
+            (x, kernel[:, :3], bias[:, :3]),
+            (x, kernel[:, :, :0], bias),
+            (x, kernel[..., :0], bias),
+            (x, kernel.double(), bias),
+            (x, kernel, bias[:1]),
+            (x[..., :1], kernel, bias),
+        ):
+            with pytest.raises(RuntimeError, match=r"adaconv|stylekern: "):
+                op(a, b, c, False, "reflect", 1e-5, 0)
+        with pytest.raises(RuntimeError, match="padding_mode must be reflect, replicate or zeros"):
+            op(x, kernel, bias, False, "none", 1e-5, 0)
+        statistic = torch.ones(2, 4)
+        backward = torch.ops.stylekern.adaconv_backward
+        with pytest.raises(RuntimeError, match="the shape of grad"):
+            backward(x[..., 1:], x, kernel, statistic, statistic, True, "reflect", 0, True, True, True)
+        with pytest.raises(RuntimeError, match="the shape of rstd"):
+            backward(x, x, kernel, statistic, statistic[:1], True, "reflect", 0, True, True, True)
+
+    @settings(max_examples=80, deadline=None, derandomize=True)
+    @given(
+        n=st.integers(0, 2),
+        groups=st.integers(1, 3),
+        size=st.sampled_from([1, 2, 3, 4, 8, 11]),
+        out=st.integers(1, 9),
+        k=st.sampled_from([(3, 3), (3, 3), (1, 1), (2, 2), (4, 3), (5, 7)]),
+        h=st.integers(1, 40),
+        w=st.integers(1, 40),
+        padding=st.sampled_from(["reflect", "replicate", "zeros"]),
+        bias=st.booleans(),
+        normalize=st.booleans(),
+    )
+    def test_any_shape(
+        self, n: int, groups: int, size: int, out: int, k: tuple[int, int], h: int, w: int, padding: str, bias: bool,
+        normalize: bool,
+    ) -> None:  # fmt: skip
+        if padding == "reflect":
+            h, w = max(h, k[0] // 2 + 1), max(w, k[1] // 2 + 1)
+        case = make(n, groups * size, groups * out, size, k, h, w, bias, padding_mode=padding, normalize=normalize)
+        # A plane of few values may have a variance near zero, by which both computations divide.
+        if normalize and h * w < 6:
+            case.options["eps"] = 1.0
+        self.check(case, "cpu", torch.float32)
