@@ -1,4 +1,5 @@
-// What the CUDA kernels share: accumulation types, 16-byte access, the tile a block works on, reductions over a block.
+// What the CUDA kernels share: accumulation types, 16-byte access, the tile a block works on, the vectors of a plane,
+// reductions over a block.
 //
 // The host tests compile these files with g++: whatever needs nvcc is behind STYLEKERN_LAUNCH and STYLEKERN_SHARED,
 // and shared memory is always dynamic, so that the tests can poison it and find its end.
@@ -8,8 +9,9 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
-#include "../common/border.h"
+#include "../common/planes.h"
 
 #ifdef __CUDACC__
 #define STYLEKERN_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
@@ -111,6 +113,21 @@ STYLEKERN_DEVICE void add_product(Vec<A, V>& y, const Vec<A, V>& a, const Vec<A,
   for (int e = 0; e < V; ++e) y[e] += a[e] * x[e];
 }
 
+// Whether every row of a tensor starts on 16 bytes: its base and all its strides do.
+template <class T>
+bool wide_rows(const T* data, const PlaneStrides& s) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && (s.n | s.p | s.tap | s.row) % kWide<T> == 0;
+}
+
+// Calls f with the number of values of an access, known at compile time.
+template <class T, class F>
+cudaError_t with_width(bool wide, F f) {
+  return wide ? f(std::integral_constant<int, kWide<T>>{}) : f(std::integral_constant<int, 1>{});
+}
+
+// Blocks of a launch that strides over `count` pieces of work. One dimension, because gridDim.y and z end at 65535.
+STYLEKERN_HD unsigned grid_of(int64_t count) { return unsigned(count < 2147483647 ? count : 2147483647); }
+
 // How the blocks cut [planes, h, w]: a block is threads_y rows of threads_x vectors, one vector a thread. Next to
 // another block, `halo_y` rows and `halo_x` vectors on each side belong to the neighbour: their threads stage what
 // the block's own threads read, and write nothing.
@@ -119,8 +136,7 @@ struct Tiling {
   int64_t planes, tiles_y, tiles_x;
 
   STYLEKERN_HD int64_t tiles() const { return planes * tiles_y * tiles_x; }
-  // One dimension, because gridDim.y and z end at 65535; kernels stride over what lies beyond 2^31 - 1.
-  STYLEKERN_HD unsigned blocks() const { return unsigned(tiles() < 2147483647 ? tiles() : 2147483647); }
+  STYLEKERN_HD unsigned blocks() const { return grid_of(tiles()); }
   STYLEKERN_HD int threads() const { return threads_x * threads_y; }
 };
 
@@ -159,6 +175,48 @@ STYLEKERN_DEVICE Place place(const Tiling& t, int64_t tile, int64_t h, int64_t w
   p.inside = p.i >= 0 && p.i < h && p.j >= 0 && p.j < w;
   p.owns = p.inside && x >= t.halo_x && x < t.threads_x - t.halo_x && y >= t.halo_y && y < t.threads_y - t.halo_y;
   return p;
+}
+
+// A plane whose rows follow each other without a gap is one long row.
+inline bool gapless(int64_t h, int64_t w, const PlaneStrides& s) { return h <= 1 || s.row == w; }
+
+// Threads of a block that works on a plane: a power of two, for reduce_block, and not many more than it has vectors.
+inline dim3 plane_block(int64_t h, int64_t w, int v, int max_threads) {
+  const int64_t vectors = (w + v - 1) / v;
+  int x = 1, y = 1;
+  while (x < 64 && x < vectors) x *= 2;
+  while (x * y < max_threads && (h == 1 ? x * y < vectors : y < h)) y *= 2;
+  return dim3(x, y);
+}
+
+// Calls f(i, j) for the vectors of a plane that are this thread's, always in the same order. The loads of
+// `Unroll` calls are in flight at once.
+template <int V, int Unroll, class F>
+STYLEKERN_DEVICE void for_each_vector(int64_t h, int64_t w, F f) {
+  if (h == 1) {
+    const int64_t step = int64_t(blockDim.x) * blockDim.y * V;
+#pragma unroll(Unroll)
+    for (int64_t j = int64_t(threadIdx.y * blockDim.x + threadIdx.x) * V; j < w; j += step) f(int64_t(0), j);
+  } else {
+    for (int64_t j = int64_t(threadIdx.x) * V; j < w; j += int64_t(blockDim.x) * V)
+#pragma unroll(Unroll)
+      for (int64_t i = threadIdx.y; i < h; i += blockDim.y) f(i, j);
+  }
+}
+
+// Calls f(q) for the positions q in [-before, size + after) that the border rule maps to `index`, in a fixed order.
+template <class F>
+STYLEKERN_DEVICE void for_each_source(int64_t index, int64_t size, int before, int after, Padding padding, F f) {
+  f(index);
+  if (padding == Padding::kReflect) {
+    if (index >= 1 && index <= before) f(-index);
+    if (index <= size - 2 && index >= size - 1 - after) f(2 * (size - 1) - index);
+  } else if (padding == Padding::kReplicate) {
+    if (index == 0)
+      for (int64_t q = -before; q < 0; ++q) f(q);
+    if (index == size - 1)
+      for (int64_t q = size; q < size + after; ++q) f(q);
+  }
 }
 
 // Combines one value of each thread, always in the same order. The number of threads is a power of two; `shared`

@@ -1,7 +1,5 @@
 // style_kernel_conv forward on CUDA; csrc/common/style_kernel_conv.h has the formulas.
 //
-//   style_kernel_conv_stats_kernel      mean and rstd of each plane. A block a plane, Welford's update a vector at a
-//                                       time: x is read once, and nothing cancels as in E[x^2] - E[x]^2.
 //   style_kernel_conv_fwd_kernel        sequential. A thread owns V columns of one row: it computes t there, puts it
 //                                       into shared memory for its neighbours, then reads their t. So each filter tap
 //                                       is read once, 16 bytes at a time. The taps of the second step are requested
@@ -11,44 +9,20 @@
 //
 // V is 16 bytes of values, or 1 where a row does not start on 16 bytes. K is the number of taps at compile time, or 0.
 //
+// Statistics come from instance_norm.cuh.
+//
 // Fewest bytes, values a value of x: x, kv + kh taps and the bias once a filter group, y: 9 at k = 3, one filter a
 // channel. The vertical taps read x rows that neighbouring threads read too: these come from the caches.
 #pragma once
-#include <cmath>
-#include <type_traits>
-
 #include "../common/style_kernel_conv.h"
-#include "common.cuh"
+#include "instance_norm.cuh"
 
 namespace stylekern::cuda {
-
-// One plane of the input, read as (x - mean) * rstd. Row or column -1 is the zero border.
-template <class T>
-struct Plane {
-  using A = Acc<T>;
-  const T* x;
-  int64_t stride;
-  A mean, rstd;
-
-  STYLEKERN_DEVICE A normalized(T value) const { return (to_acc(value) - mean) * rstd; }
-  STYLEKERN_DEVICE A at(int64_t i, int64_t j) const { return i < 0 || j < 0 ? A(0) : normalized(x[i * stride + j]); }
-  template <int V>
-  STYLEKERN_DEVICE Vec<A, V> row(int64_t i, int64_t j) const {
-    if (i < 0) return zeros<A, V>();
-    const Vec<T, V> raw = load<V>(x + i * stride + j);
-    Vec<A, V> y;
-#pragma unroll
-    for (int e = 0; e < V; ++e) y[e] = normalized(raw[e]);
-    return y;
-  }
-};
 
 template <class T>
 STYLEKERN_DEVICE Plane<T> input_plane(const StyleKernelConv& p, const T* input, const Acc<T>* mean, const Acc<T>* rstd,
                                       int64_t n, int64_t c) {
-  const int64_t plane = n * p.c + c;
-  return {input + n * p.input.n + c * p.input.p, p.input.row, mean ? mean[plane] : Acc<T>(0),
-          rstd ? rstd[plane] : Acc<T>(1)};
+  return normalized_plane(input, p.input, p.c, n, c, mean, rstd);
 }
 
 // First tap of a filter at row i, column j.
@@ -104,56 +78,6 @@ STYLEKERN_DEVICE void correlate(Vec<A, V>& y, int taps, int64_t j, const Vec<A, 
       window[V - 1] = sample(j + V - 1 + b - r);
       const Vec<A, V> h = tap(b);
       add_product(y, h, window);
-    }
-  }
-}
-
-// Count, mean and sum of squared deviations of some values.
-template <class A>
-struct Moments {
-  A count, mean, m2;
-};
-
-template <class A>
-STYLEKERN_DEVICE Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
-  const A count = a.count + b.count;
-  if (count == A(0)) return a;
-  const A delta = b.mean - a.mean, share = b.count / count;
-  return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * a.count * share};
-}
-
-inline constexpr int kStatsThreads = 256;
-
-template <class T, int V>
-__global__ void __launch_bounds__(kStatsThreads)
-    style_kernel_conv_stats_kernel(StyleKernelConv p, const T* input, Acc<T>* mean, Acc<T>* rstd, double eps,
-                                   int64_t correction) {
-  using A = Acc<T>;
-  STYLEKERN_SHARED(Moments<A>, shared);
-  for (int64_t plane = blockIdx.x; plane < p.n * p.c; plane += gridDim.x) {
-    const T* x = input + plane / p.c * p.input.n + plane % p.c * p.input.p;
-    const A first = to_acc(x[0]);  // subtracted, so that a large mean costs no digits
-    Moments<A> sum{A(0), A(0), A(0)};
-    for (int64_t j = int64_t(threadIdx.x) * V; j < p.w; j += int64_t(blockDim.x) * V) {
-#pragma unroll 4
-      for (int64_t i = threadIdx.y; i < p.h; i += blockDim.y) {
-        const Vec<A, V> values = to_acc(load<V>(x + i * p.input.row + j));
-        Moments<A> part{A(V), A(0), A(0)};
-#pragma unroll
-        for (int e = 0; e < V; ++e) part.mean += (values[e] - first) / A(V);
-#pragma unroll
-        for (int e = 0; e < V; ++e) {
-          const A d = values[e] - first - part.mean;
-          part.m2 += d * d;
-        }
-        sum = merge(sum, part);
-      }
-    }
-    sum = reduce_block(sum, shared, [](const Moments<A>& a, const Moments<A>& b) { return merge(a, b); });
-    if (threadIdx.x == 0 && threadIdx.y == 0) {
-      const int64_t divisor = p.h * p.w - correction;
-      mean[plane] = first + sum.mean;
-      rstd[plane] = A(1) / sqrt(sum.m2 / A(divisor > 0 ? divisor : 0) + A(eps));
     }
   }
 }
@@ -248,12 +172,6 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   }
 }
 
-// Whether every row of a tensor starts on 16 bytes: its base and all its strides do.
-template <class T>
-bool wide_rows(const T* data, const PlaneStrides& s) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && (s.n | s.p | s.tap | s.row) % kWide<T> == 0;
-}
-
 template <class T>
 bool wide_filters(const StyleKernelConv& p, const T* vertical, const T* horizontal) {
   return p.w % kWide<T> == 0 && wide_rows(vertical, p.vertical) && wide_rows(horizontal, p.horizontal);
@@ -263,12 +181,6 @@ bool wide_filters(const StyleKernelConv& p, const T* vertical, const T* horizont
 inline StyleKernelConv simplify(StyleKernelConv p) {
   if (p.kv == 1 && p.kh == 1) p.composition = Composition::kSequential, p.padding = Padding::kZeros;
   return p;
-}
-
-// Calls f with the number of values of an access, known at compile time.
-template <class T, class F>
-cudaError_t with_width(bool wide, F f) {
-  return wide ? f(std::integral_constant<int, kWide<T>>{}) : f(std::integral_constant<int, 1>{});
 }
 
 // Writes output [N, C, H, W], contiguous, and where `mean` is given also mean and rstd, [N * C].
@@ -281,17 +193,8 @@ cudaError_t style_kernel_conv_forward(const StyleKernelConv& problem, const T* i
 
   const bool wide_input = p.in_w % kWide<T> == 0 && wide_rows(input, p.input);
   if (mean) {
-    const cudaError_t error = with_width<T>(wide_input, [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      int x = 1;  // a power of two, for reduce_block
-      while (x < 64 && x * V < p.w) x *= 2;
-      const dim3 block(x, kStatsThreads / x);
-      const unsigned blocks = unsigned(p.n * p.c < 2147483647 ? p.n * p.c : 2147483647);
-      const auto kernel = style_kernel_conv_stats_kernel<T, V>;
-      STYLEKERN_LAUNCH(kernel, blocks, block, kStatsThreads * sizeof(Moments<Acc<T>>), stream, p, input, mean, rstd,
-                       eps, correction);
-      return cudaGetLastError();
-    });
+    const cudaError_t error =
+        instance_norm_stats<T>({p.n, p.c, p.h, p.w, p.input}, input, mean, rstd, eps, correction, stream);
     if (error != cudaSuccess) return error;
   }
 

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
           if (K > 1 && (j <= r || j + V >= p.w - r)) {
 #pragma unroll
             for (int e = 0; e < V; ++e)
-              for_each_source(j + e, p.w, r, p.padding, [&](int64_t q) {
+              for_each_source(j + e, p.w, r, r, p.padding, [&](int64_t q) {
                 if (q >= 0 && q < p.w) return;  // already there
 #pragma unroll
                 for (int b = 0; b < K; ++b)
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
         Vec<A, V> grad_x = zeros<A, V>();
         add_product(grad_x, to_acc(v[r]), grad_t);
         if constexpr (K > 1)
-          for_each_source(i, p.h, r, p.padding, [&](int64_t q) {
+          for_each_source(i, p.h, r, r, p.padding, [&](int64_t q) {
 #pragma unroll
             for (int a = 0; a < K; ++a) {
               const int64_t from = q + r - a;
@@ -227,12 +227,8 @@ cudaError_t style_kernel_conv_backward(const StyleKernelConv& problem, const T* 
     if (grad_input) by_value(style_kernel_conv_outer_bwd_input_kernel<T>, p.n * p.c, p.in_h, p.in_w);
   }
   if (error != cudaSuccess || !mean || !grad_input || p.c == 0) return error;
-  int x = 1;  // a power of two, for reduce_block
-  while (x < 64 && x < p.w) x *= 2;
-  const auto kernel = style_kernel_conv_bwd_normalize_kernel<T>;
-  const unsigned blocks = unsigned(p.n * p.c < 2147483647 ? p.n * p.c : 2147483647);
-  STYLEKERN_LAUNCH(kernel, blocks, dim3(x, kValueThreads / x), kValueThreads * sizeof(A) * 2, stream, p, d, correction);
-  return cudaGetLastError();
+  return instance_norm_backward<T>({p.n, p.c, p.h, p.w, p.input}, d.grad_x, input, mean, rstd, grad_input, correction,
+                                   stream);
 }
 
 }  // namespace stylekern::cuda

@@ -6,8 +6,6 @@
 //   style_kernel_conv_bwd_input_kernel        and that of x.
 //   style_kernel_conv_outer_bwd_taps_kernel   outer: the gradients of the taps,
 //   style_kernel_conv_outer_bwd_input_kernel  and that of x.
-//   style_kernel_conv_bwd_normalize_kernel    both: from the gradient of the normalised x to that of the input, a block
-//                                             a plane.
 //
 // Every tap is read once from memory, a vertical one twice in the sequential passes: where there are many taps they
 // outweigh all the rest.
@@ -26,21 +24,6 @@ struct Backward {
   A* grad_x;      // [N, C, H, W]: of the normalised x, not yet of the input; null: grad_input is final
   A *t, *grad_t;  // [N, C, H, W]
 };
-
-// Calls f(q) for the positions q in [-r, size + r) that the border rule maps to `index`, always in the same order.
-template <class F>
-STYLEKERN_DEVICE void for_each_source(int64_t index, int64_t size, int r, Padding padding, F f) {
-  f(index);
-  if (padding == Padding::kReflect) {
-    if (index >= 1 && index <= r) f(-index);
-    if (index <= size - 2 && index >= size - 1 - r) f(2 * (size - 1) - index);
-  } else if (padding == Padding::kReplicate) {
-    if (index == 0)
-      for (int64_t q = -r; q < 0; ++q) f(q);
-    if (index == size - 1)
-      for (int64_t q = size; q < size + r; ++q) f(q);
-  }
-}
 
 template <class T>
 STYLEKERN_DEVICE const T* grad_at(const StyleKernelConv& p, const T* grad, int64_t n, int64_t c, int64_t i) {
@@ -86,7 +69,7 @@ __global__ void __launch_bounds__(kValueThreads, 2)
       const T* h = filter_at(d.horizontal, p.horizontal, n, g, at.i, 0);
       const T* grad = grad_at(p, d.grad, n, c, at.i);
       A grad_t = 0;
-      for_each_source(at.j, p.w, p.rh(), p.padding, [&](int64_t q) {
+      for_each_source(at.j, p.w, p.rh(), p.rh(), p.padding, [&](int64_t q) {
 #pragma unroll 4
         for (int b = 0; b < p.kh; ++b) {
           const int64_t j = q + p.rh() - b;
@@ -143,7 +126,7 @@ __global__ void __launch_bounds__(kValueThreads, 2)
     const A* grad_t = d.grad_t + at.plane * p.h * p.w + at.j;
     // grad_x[i',j] = sum over (i,a) with pad(i+a-rv) = i' of vertical[a,i,j] * grad_t[i,j]
     A grad_x = 0;
-    for_each_source(at.i, p.h, p.rv(), p.padding, [&](int64_t q) {
+    for_each_source(at.i, p.h, p.rv(), p.rv(), p.padding, [&](int64_t q) {
 #pragma unroll 4
       for (int a = 0; a < p.kv; ++a) {
         const int64_t i = q + p.rv() - a;
@@ -211,14 +194,14 @@ __global__ void __launch_bounds__(kValueThreads, 2)
     // grad_x[i',j'] = sum over (i,a) with pad(i+a-rv) = i' and (j,b) with pad(j+b-rh) = j'
     //                 of vertical[a,i,j] * horizontal[b,i,j] * grad[i,j]
     A grad_x = 0;
-    for_each_source(at.i, p.in_h, p.rv(), p.padding, [&](int64_t qi) {
+    for_each_source(at.i, p.in_h, p.rv(), p.rv(), p.padding, [&](int64_t qi) {
       for (int a = 0; a < p.kv; ++a) {
         const int64_t i = qi + ov - a;
         if (i < 0 || i >= p.h) continue;
         const T* v = filter_at(d.vertical, p.vertical, n, g, i, 0) + a * p.vertical.tap;
         const T* h = filter_at(d.horizontal, p.horizontal, n, g, i, 0);
         const T* grad = grad_at(p, d.grad, n, c, i);
-        for_each_source(at.j, p.in_w, p.rh(), p.padding, [&](int64_t qj) {
+        for_each_source(at.j, p.in_w, p.rh(), p.rh(), p.padding, [&](int64_t qj) {
 #pragma unroll 4
           for (int b = 0; b < p.kh; ++b) {
             const int64_t j = qj + oh - b;
@@ -228,37 +211,6 @@ __global__ void __launch_bounds__(kValueThreads, 2)
       }
     });
     store_grad_x(d, (at.plane * p.in_h + at.i) * p.in_w + at.j, Vec<A, 1>{grad_x});
-  }
-}
-
-// grad_input = rstd * (grad_x - mean(grad_x) - x * sum(grad_x * x) / (H * W - correction)), x normalised.
-// grad_x may be grad_input itself: a thread reads a value before it overwrites it.
-template <class T>
-__global__ void __launch_bounds__(kValueThreads, 2)
-    style_kernel_conv_bwd_normalize_kernel(StyleKernelConv p, Backward<T> d, int64_t correction) {
-  using A = Acc<T>;
-  using Sums = Vec<A, 2>;  // of grad_x, of grad_x * x
-  STYLEKERN_SHARED(Sums, shared);
-  for (int64_t nc = blockIdx.x; nc < p.n * p.c; nc += gridDim.x) {
-    const Plane<T> x = input_plane(p, d.input, d.mean, d.rstd, nc / p.c, nc % p.c);
-    const A* grad_x = d.grad_x + nc * p.h * p.w;
-    const auto for_each_value = [&](auto f) {
-      for (int64_t j = threadIdx.x; j < p.w; j += blockDim.x)
-#pragma unroll 4
-        for (int64_t i = threadIdx.y; i < p.h; i += blockDim.y) f(i, j);
-    };
-    Sums sums = zeros<A, 2>();
-    for_each_value([&](int64_t i, int64_t j) {
-      sums[0] += grad_x[i * p.w + j];
-      sums[1] += grad_x[i * p.w + j] * x.at(i, j);
-    });
-    sums = reduce_block(sums, shared, [](const Sums& a, const Sums& b) { return Sums{a[0] + b[0], a[1] + b[1]}; });
-    const int64_t divisor = p.h * p.w - correction;
-    const A mean_grad = sums[0] / A(p.h * p.w), slope = sums[1] / A(divisor > 0 ? divisor : 0);
-    for_each_value([&](int64_t i, int64_t j) {
-      const int64_t k = i * p.w + j;
-      from_acc(x.rstd * (grad_x[k] - mean_grad - x.at(i, j) * slope), d.grad_input[nc * p.h * p.w + k]);
-    });
   }
 }
 

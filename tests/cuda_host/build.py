@@ -89,7 +89,7 @@ def build(source: str, *, sanitize: bool = False) -> Path:
         raise Unavailable("pybind11 is not installed") from None
     if (compiler := shutil.which("g++")) is None:
         raise Unavailable("no g++")
-    flags = ["-std=c++20", "-O1", "-g1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    flags = ["-std=c++20", "-O1", "-g1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
     flags += ["-Wno-unknown-pragmas", "-Wno-maybe-uninitialized", "-Wno-missing-field-initializers", "-Wno-clobbered"]
     flags += SANITIZE if sanitize else ()
     name = Path(source).stem + ("_sanitized" if sanitize else "")

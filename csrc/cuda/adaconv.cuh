@@ -1,0 +1,344 @@
+// adaconv forward on CUDA; csrc/common/adaconv.h has the formulas. Statistics come from instance_norm.cuh.
+//
+//   adaconv_fwd_kernel      A correlation of the channels of a group, each sample with its own kernel. A block owns a
+//                           tile of up to OC output channels. It puts the normalised, padded rows of some input
+//                           channels and their taps into shared memory; a thread computes V columns of R rows of all OC
+//                           channels in registers, so that each value it fetches serves OC * R multiplications a tap or
+//                           more.
+//   adaconv_direct_kernel   The same, a value a thread and straight from the caches: for kernels too large for shared
+//                           memory, and in the backward for the positions that the border rule mirrors.
+//
+// The gradient of the input is such a correlation too (adaconv_backward.cuh). V is 16 bytes of values, or 1 where a row
+// does not start on 16 bytes. K is the size of the kernel at compile time, or 0.
+//
+// Fewest bytes, values a value of x, with as many channels out as in: x for the statistics, x and y: 3. The kernels are
+// small. With C/G input channels a group a value takes kh * kw * C/G multiplications.
+#pragma once
+#include "../common/adaconv.h"
+#include "instance_norm.cuh"
+
+namespace stylekern::cuda {
+
+// y[o,i,j] = bias[o] + sum over m, a, b of kernel[o,m,a,b] * x[m, pad(i + a - top), pad(j + b - left)] within a group,
+// summed over the positions (i', j') of the padded y that `fold` maps to (i, j).
+struct Correlation {
+  int64_t n, groups, in, out;  // samples, groups, channels of a group
+  int64_t h, w;
+  int kh, kw, top, left;
+  Padding padding, fold;
+  PlaneStrides x;
+  int64_t stride_out, stride_in;  // of the kernel, from channel to channel
+  bool turned;                    // the kernel's taps run from the last to the first
+
+  STYLEKERN_HD int taps() const { return kh * kw; }
+  STYLEKERN_HD int64_t kernel_offset(int64_t ng, int64_t o, int64_t m, int tap) const {
+    return ng * in * out * taps() + o * stride_out + m * stride_in + (turned ? taps() - 1 - tap : tap);
+  }
+};
+
+// What a correlation reads and writes. Null: not given. One of y and y_acc is not null.
+template <class T>
+struct CorrelationData {
+  const T* x;
+  const Acc<T>*mean, *rstd;  // [N, C]
+  const Acc<T>*kernel, *bias;
+  T* y;
+  Acc<T>* y_acc;
+
+  template <int V>
+  STYLEKERN_DEVICE void write(int64_t offset, const Vec<Acc<T>, V>& value) const {
+    if (y_acc)
+      store_global(y_acc + offset, value);
+    else
+      store_as(y + offset, value);
+  }
+};
+
+inline constexpr int kAdaConvThreads = 256;
+inline constexpr int kSharedBytes = 48 << 10;  // of a block, without asking for more
+
+// Rows of a thread: as many as leave registers for 8 output channels.
+template <class A, int V>
+inline constexpr int kRows = std::is_same_v<A, double> || V == 8 ? 1 : 2;
+
+// Shared memory of a block: [channels, rows, pitch] of x, then the taps, [channels, kh * kw, OC].
+struct Stage {
+  int channels, rows, pitch;
+  int lead;  // values before the first column of the tile: those that its first taps read, and some that align it
+
+  STYLEKERN_HD int plane() const { return rows * pitch; }
+};
+
+// The rows of one channel that a tile from (i, j) on reads. Positions that only outputs beyond the picture read hold
+// whatever the border rule makes of them.
+template <int K, int V, class T>
+STYLEKERN_DEVICE void stage_rows(const Correlation& p, const Stage& s, const Plane<T>& x, int64_t i, int64_t j,
+                                 Acc<T>* tile) {
+  using A = Acc<T>;
+  const int columns = blockDim.x * V, halo = (K > 0 ? K : p.kw) - 1;
+  const int64_t own = j + int64_t(threadIdx.x) * V;
+#pragma unroll(V > 4 ? 2 : 4)
+  for (int r = threadIdx.y; r < s.rows; r += blockDim.y) {
+    const int64_t row = border_index(i + r - p.top, p.h, p.padding);
+    A* const to = tile + r * s.pitch + s.lead + threadIdx.x * V;
+    if (own < p.w) {
+      store(to, x.template row<V>(row, own));
+    } else {
+#pragma unroll 1
+      for (int e = 0; e < V; ++e) to[e] = x.at(row, border_index(own + e, p.w, p.padding));
+    }
+  }
+  for (int k = threadIdx.y * blockDim.x + threadIdx.x; k < s.rows * halo; k += blockDim.x * blockDim.y) {
+    const int r = k / halo, b = k % halo, column = b < p.left ? b - p.left : columns + b - p.left;
+    tile[r * s.pitch + s.lead + column] =
+        x.at(border_index(i + r - p.top, p.h, p.padding), border_index(j + column, p.w, p.padding));
+  }
+}
+
+// sums[o][r][e] += sum over a, b of taps[a,b,o] * rows[r + a, e + b - left], one input channel. `rows` is at the
+// thread's first row and column.
+template <int K, class A, int V, int R, int OC>
+STYLEKERN_DEVICE void correlate_channel(Vec<A, V> (&sums)[OC][R], const Correlation& p, const A* rows, int pitch,
+                                        const A* taps) {
+  if constexpr (K > 0) {
+    constexpr int left = K / 2;
+    A window[R + K - 1][V + K - 1];
+    const auto fetch = [&](int r) {
+      const Vec<A, V> own = load<V>(rows + r * pitch);
+#pragma unroll
+      for (int e = 0; e < V + K - 1; ++e)
+        window[r][e] = e >= left && e < V + left ? own[e - left] : rows[r * pitch + e - left];
+    };
+#pragma unroll
+    for (int r = 0; r < R - 1; ++r) fetch(r);
+#pragma unroll
+    for (int a = 0; a < K; ++a) {
+      fetch(R - 1 + a);
+#pragma unroll
+      for (int b = 0; b < K; ++b) {
+        const Vec<A, OC> tap = load<OC>(taps + (a * K + b) * OC);
+#pragma unroll
+        for (int o = 0; o < OC; ++o)
+#pragma unroll
+          for (int r = 0; r < R; ++r)
+#pragma unroll
+            for (int e = 0; e < V; ++e) sums[o][r][e] += tap[o] * window[r + a][e + b];
+      }
+    }
+  } else {
+    for (int a = 0; a < p.kh; ++a)
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        const A* row = rows + (r + a) * pitch - p.left;
+        Vec<A, V> window;  // the columns from b on
+#pragma unroll
+        for (int e = 1; e < V; ++e) window[e] = row[e - 1];
+        for (int b = 0; b < p.kw; ++b) {
+#pragma unroll
+          for (int e = 0; e + 1 < V; ++e) window[e] = window[e + 1];
+          window[V - 1] = row[V - 1 + b];
+          const Vec<A, OC> tap = load<OC>(taps + (a * p.kw + b) * OC);
+#pragma unroll
+          for (int o = 0; o < OC; ++o)
+#pragma unroll
+            for (int e = 0; e < V; ++e) sums[o][r][e] += tap[o] * window[e];
+        }
+      }
+  }
+}
+
+template <class T, int V, int OC, int K>
+__global__ void __launch_bounds__(kAdaConvThreads, OC > 2 ? 2 : 3)
+    adaconv_fwd_kernel(Correlation p, Tiling tiling, Stage stage, CorrelationData<T> d) {
+  using A = Acc<T>;
+  constexpr int R = kRows<A, V>;
+  const int taps = K > 0 ? K * K : p.taps();
+  STYLEKERN_SHARED(A, shared);
+  A* const shared_taps = shared + stage.channels * stage.plane();
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
+  const int64_t chunks = (p.out + OC - 1) / OC;
+  for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
+    const int64_t tile_x = tile % tiling.tiles_x, rest = tile / tiling.tiles_x;
+    const int64_t plane = rest / tiling.tiles_y, ng = plane / chunks, n = ng / p.groups, g = ng % p.groups;
+    const int64_t first_out = plane % chunks * OC;
+    const int64_t i = rest % tiling.tiles_y * blockDim.y * R, j = tile_x * blockDim.x * V;
+    Vec<A, V> sums[OC][R];
+#pragma unroll
+    for (int o = 0; o < OC; ++o)
+#pragma unroll
+      for (int r = 0; r < R; ++r) sums[o][r] = zeros<A, V>();
+
+    for (int64_t first = 0; first < p.in; first += stage.channels) {
+      const int channels = int(p.in - first < stage.channels ? p.in - first : stage.channels);
+      for (int m = 0; m < channels; ++m) {
+        const Plane<T> x = normalized_plane(d.x, p.x, p.groups * p.in, n, g * p.in + first + m, d.mean, d.rstd);
+        stage_rows<K, V>(p, stage, x, i, j, shared + m * stage.plane());
+      }
+      for (int k = thread; k < channels * taps * OC; k += threads) {
+        const int o = k % OC, tap = k / OC % taps, m = k / OC / taps;
+        const bool there = first_out + o < p.out;
+        shared_taps[k] = there ? d.kernel[p.kernel_offset(ng, first_out + o, first + m, tap)] : A(0);
+      }
+      __syncthreads();
+      for (int m = 0; m < channels; ++m)
+        correlate_channel<K>(sums, p,
+                             shared + m * stage.plane() + threadIdx.y * R * stage.pitch + stage.lead + threadIdx.x * V,
+                             stage.pitch, shared_taps + m * taps * OC);
+      __syncthreads();  // the next channels overwrite these
+    }
+
+    const int64_t column = j + int64_t(threadIdx.x) * V, row = i + int64_t(threadIdx.y) * R;
+    if (column >= p.w) continue;
+#pragma unroll
+    for (int o = 0; o < OC; ++o) {
+      if (first_out + o >= p.out) break;
+      const int64_t channel = ng * p.out + first_out + o;  // of all samples
+      const A bias = d.bias ? d.bias[channel] : A(0);
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        if (row + r >= p.h) break;
+#pragma unroll
+        for (int e = 0; e < V; ++e) sums[o][r][e] += bias;
+        d.write((channel * p.h + row + r) * p.w + column, sums[o][r]);
+      }
+    }
+  }
+}
+
+// Rows or columns of [0, size), as two ranges: [first[0], last[0]) and, behind it, [first[1], last[1]).
+struct Range {
+  int64_t first[2], last[2];
+
+  STYLEKERN_HD int64_t count() const { return last[0] - first[0] + last[1] - first[1]; }
+  STYLEKERN_HD int64_t nth(int64_t k) const {
+    const int64_t in_first = last[0] - first[0];
+    return k < in_first ? first[0] + k : first[1] + k - in_first;
+  }
+  STYLEKERN_HD int64_t nth_outside(int64_t k) const {
+    if (k < first[0]) return k;
+    k += last[0] - first[0];
+    return k < first[1] ? k : k + last[1] - first[1];
+  }
+};
+
+inline Range whole(int64_t size) { return {{0, size}, {size, size}}; }
+
+// The positions that the border rule maps something else to than themselves, or a few more.
+inline Range mirrored(int64_t size, int before, int after, Padding padding) {
+  if (padding == Padding::kReplicate)
+    return {{0, after > 0 && size > 1 ? size - 1 : size}, {size > 1 && before == 0 ? 0 : 1, size}};
+  if (padding != Padding::kReflect || before + after == 0) return {{size, size}, {size, size}};
+  const int64_t low = size - 1 - after, high = before + 1;  // [1, high) mirror the front, [low, size - 1) the back
+  return low > high ? Range{{1, low}, {high, size - 1}} : whole(size);
+}
+
+// The positions in `rows`, and of the other rows those in `columns`.
+template <class T>
+__global__ void __launch_bounds__(kAdaConvThreads, 2)
+    adaconv_direct_kernel(Correlation p, Range rows, Range columns, CorrelationData<T> d) {
+  using A = Acc<T>;
+  const int64_t in_rows = rows.count() * p.w, positions = in_rows + (p.h - rows.count()) * columns.count();
+  const int64_t total = p.n * p.groups * p.out * positions, step = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; k < total; k += step) {
+    const int64_t channel = k / positions, position = k % positions, ng = channel / p.out;
+    int64_t i, j;
+    if (position < in_rows) {
+      i = rows.nth(position / p.w), j = position % p.w;
+    } else {
+      i = rows.nth_outside((position - in_rows) / columns.count());
+      j = columns.nth((position - in_rows) % columns.count());
+    }
+    A sum = d.bias ? d.bias[channel] : A(0);
+    for (int64_t m = 0; m < p.in; ++m) {
+      const Plane<T> x =
+          normalized_plane(d.x, p.x, p.groups * p.in, ng / p.groups, ng % p.groups * p.in + m, d.mean, d.rstd);
+      for_each_source(i, p.h, p.kh / 2, (p.kh - 1) / 2, p.fold, [&](int64_t qi) {
+        for_each_source(j, p.w, p.kw / 2, (p.kw - 1) / 2, p.fold, [&](int64_t qj) {
+          for (int a = 0; a < p.kh; ++a) {
+            const int64_t row = border_index(qi + a - p.top, p.h, p.padding);
+            for (int b = 0; b < p.kw && row >= 0; ++b)
+              sum += d.kernel[p.kernel_offset(ng, channel % p.out, m, a * p.kw + b)] *
+                     x.at(row, border_index(qj + b - p.left, p.w, p.padding));
+          }
+        });
+      });
+    }
+    d.write((channel * p.h + i) * p.w + j, Vec<A, 1>{sum});
+  }
+}
+
+template <class T>
+cudaError_t correlate_directly(const Correlation& p, const Range& rows, const Range& columns,
+                               const CorrelationData<T>& d, cudaStream_t stream) {
+  const int64_t positions = rows.count() * p.w + (p.h - rows.count()) * columns.count();
+  const int64_t values = p.n * p.groups * p.out * positions;
+  if (values == 0) return cudaSuccess;
+  const auto kernel = adaconv_direct_kernel<T>;
+  STYLEKERN_LAUNCH(kernel, grid_of((values + kAdaConvThreads - 1) / kAdaConvThreads), kAdaConvThreads, 0, stream, p,
+                   rows, columns, d);
+  return cudaGetLastError();
+}
+
+template <class T, int V, int OC, int K>
+cudaError_t correlate_in_tiles(const Correlation& p, const CorrelationData<T>& d, cudaStream_t stream) {
+  using A = Acc<T>;
+  constexpr int R = kRows<A, V>;
+  const auto round_up = [](int64_t x) { return (x + 3) / 4 * 4; };  // to 16 bytes
+  for (int threads = kAdaConvThreads; threads >= 32; threads /= 2) {
+    const int64_t chunks = (p.out + OC - 1) / OC;
+    const Tiling tiling =
+        make_tiling(p.n * p.groups * chunks, (p.h + R - 1) / R, p.w, V, V > 1 ? 16 : 32, threads, 0, 0);
+    const int64_t lead = round_up(p.left), pitch = lead + round_up(tiling.threads_x * V + p.kw - 1 - p.left);
+    const int64_t rows = tiling.threads_y * R + p.kh - 1;
+    const int64_t channel_bytes = (rows * pitch + int64_t(p.taps()) * OC) * int64_t(sizeof(A));
+    if (channel_bytes > kSharedBytes) continue;
+    // as many channels at a time as fit, in rounds of one size
+    const int64_t most = kSharedBytes / channel_bytes, in = p.in > 0 ? p.in : 1, rounds = (in + most - 1) / most;
+    const Stage stage{int((in + rounds - 1) / rounds), int(rows), int(pitch), int(lead)};
+    const auto kernel = adaconv_fwd_kernel<T, V, OC, K>;
+    STYLEKERN_LAUNCH(kernel, tiling.blocks(), dim3(tiling.threads_x, tiling.threads_y), stage.channels * channel_bytes,
+                     stream, p, tiling, stage, d);
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess || p.fold == Padding::kZeros) return error;
+    return correlate_directly(p, mirrored(p.h, p.kh / 2, (p.kh - 1) / 2, p.fold),
+                              mirrored(p.w, p.kw / 2, (p.kw - 1) / 2, p.fold), d, stream);
+  }
+  return correlate_directly(p, whole(p.h), whole(p.w), d, stream);
+}
+
+template <class T>
+cudaError_t correlate_planes(const Correlation& p, const CorrelationData<T>& d, cudaStream_t stream) {
+  if (p.n * p.groups * p.out * p.h * p.w == 0) return cudaSuccess;
+  const bool wide = p.w % kWide<T> == 0 && wide_rows(d.x, p.x) && wide_rows(d.y, {}) && wide_rows(d.y_acc, {});
+  return with_width<T>(wide, [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    if (p.kh != 3 || p.kw != 3)
+      return p.out > 1 ? correlate_in_tiles<T, V, 4, 0>(p, d, stream) : correlate_in_tiles<T, V, 1, 0>(p, d, stream);
+    if constexpr (V > 1) {
+      if (p.out > 4) return correlate_in_tiles<T, V, 8, 3>(p, d, stream);
+      if (p.out == 2) return correlate_in_tiles<T, V, 2, 3>(p, d, stream);
+    }
+    return p.out > 1 ? correlate_in_tiles<T, V, 4, 3>(p, d, stream) : correlate_in_tiles<T, V, 1, 3>(p, d, stream);
+  });
+}
+
+// Without input channels all output channels make one group.
+STYLEKERN_HD int64_t adaconv_groups(const AdaConv& p) { return p.c > 0 ? p.groups : 1; }
+
+// Writes output [N, Co, H, W], contiguous, and where `mean` is given also mean and rstd, [N * C].
+template <class T>
+cudaError_t adaconv_forward(const AdaConv& p, const T* input, const Acc<T>* kernel, const Acc<T>* bias, T* output,
+                            Acc<T>* mean, Acc<T>* rstd, double eps, int64_t correction, cudaStream_t stream) {
+  if (mean) {
+    const cudaError_t error =
+        instance_norm_stats<T>({p.n, p.c, p.h, p.w, p.input}, input, mean, rstd, eps, correction, stream);
+    if (error != cudaSuccess) return error;
+  }
+  const int64_t groups = adaconv_groups(p), taps = int64_t(p.kh) * p.kw;
+  const Correlation y{
+      p.n,       groups,          p.c / groups, p.out_c / groups,    p.h,  p.w,  p.kh, p.kw, p.top(), p.left(),
+      p.padding, Padding::kZeros, p.input,      p.c / groups * taps, taps, false};
+  return correlate_planes<T>(y, {input, mean, rstd, kernel, bias, output, nullptr}, stream);
+}
+
+}  // namespace stylekern::cuda
