@@ -20,6 +20,40 @@ BUILD = ROOT / "build" / "aot"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = ("-std=c++20", "-O3", "-cubin", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA")
 TYPES = {"float": 4, "double": 2, "__half": 8, "__nv_bfloat16": 8}  # and their values in 16 bytes
+# Of each source the fast paths, with the loads and stores of 16 bytes that they have at least: one a tensor and pass.
+STATISTICS = {"instance_norm_stats_kernel<{}>": (1, 0)}  # x
+NORMALIZE = {**STATISTICS, "instance_norm_bwd_kernel<{}>": (2 + 2, 1)}  # its gradient and x, twice; that of the input
+WAVELET = {"wavelet_pool_fwd_kernel<{}>": (4, 4), "wavelet_unpool_fwd_kernel<{}>": (4, 4)}  # two rows of two; four bands
+FAST = {
+    "style_kernel_conv": {
+        "style_kernel_conv_fwd_kernel<{}, 3>": (3 + 3 + 3 + 1, 1),  # three rows of x, vertical, horizontal, bias; y
+        "style_kernel_conv_outer_fwd_kernel<{}, 3>": (3 + 3 + 3 + 1, 1),
+        # three rows of x, vertical, horizontal, grad; their gradients
+        "style_kernel_conv_bwd_kernel<{}, 3>": (3 + 3 + 3 + 1, 1 + 3 + 3),
+        **NORMALIZE,
+    },
+    "adaconv": {
+        **{f"adaconv_fwd_kernel<{{}}, {outputs}, 3>": (1, 1) for outputs in (1, 2, 4, 8)},  # x; y
+        "adaconv_bwd_taps_kernel<{}, 1, 3>": (3 + 1, 0),  # three rows of x, grad
+        "adaconv_bwd_taps_kernel<{}, 4, 3>": (3 + 4, 0),
+        "adaconv_bwd_bias_kernel<{}>": (1, 0),  # grad
+        **NORMALIZE,
+    },
+    "adain": {
+        "adain_fwd_kernel<{}>": (1 + 2, 1),  # style, content twice; y
+        "adain_bwd_kernel<{}>": (2 + 2 + 1, 2),  # grad and content, twice, style; two gradients
+    },
+    "factorized_instance_norm": {
+        "factorized_instance_norm_fwd_kernel<{}>": (1 + 3, 1),  # content, and again with gamma and beta; y
+        "factorized_instance_norm_bwd_kernel<{}>": (3 + 3, 2),  # grad, content and gamma, twice; two gradients
+    },
+    "wavelet_pool": WAVELET,
+    "wavelet_unpool": WAVELET,
+}
+# 65,536 registers a multiprocessor: two blocks of 256 threads fit, and of the kernels that work on a plane two of 512.
+PLANE = r"instance_norm_|adain_|adaconv_bwd_bias_"
+# One block, with as many sums or taps in registers as it can.
+ONE_BLOCK = r"style_kernel_conv_bwd_kernel<(?!float, 4)|adaconv_bwd_taps_kernel<\w+, \d, 4"
 
 
 def cuobjdump() -> str:
@@ -66,14 +100,18 @@ def demangled(names: list[str]) -> list[str]:
     """Short names: style_kernel_conv_fwd_kernel<float, 4, 3>."""
     tool = shutil.which("c++filt") or pytest.skip("no c++filt")
     done = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True)
-    return [re.sub(r"^void stylekern::cuda::|\(stylekern::.*$", "", line) for line in done.stdout.splitlines()]
+    return [re.sub(r"^void stylekern::cuda::|(?<=>)\(.*$", "", line) for line in done.stdout.splitlines()]
+
+
+def listing(source: str, architecture: str, option: str) -> str:
+    command = [cuobjdump(), option, str(cubin(f"{source}.cu", architecture))]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @functools.cache
-def resources(architecture: str) -> dict[str, dict[str, int]]:
+def resources(source: str, architecture: str) -> dict[str, dict[str, int]]:
     """Registers, stack and local bytes of each kernel."""
-    command = [cuobjdump(), "--dump-resource-usage", str(cubin("style_kernel_conv.cu", architecture))]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = listing(source, architecture, "--dump-resource-usage")
     found = re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     names = demangled([row[0] for row in found])
     return {
@@ -83,45 +121,45 @@ def resources(architecture: str) -> dict[str, dict[str, int]]:
 
 
 @functools.cache
-def machine_code(architecture: str) -> dict[str, str]:
-    command = [cuobjdump(), "-sass", str(cubin("style_kernel_conv.cu", architecture))]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    parts = re.split(r"Function : (\S+)", text)[1:]
+def machine_code(source: str, architecture: str) -> dict[str, str]:
+    parts = re.split(r"Function : (\S+)", listing(source, architecture, "-sass"))[1:]
     return dict(zip(demangled(parts[::2]), parts[1::2], strict=True))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_no_kernel_spills(architecture):
-    kernels = resources(architecture)
-    assert {f"style_kernel_conv_{name}_kernel<float, 4, 3>" for name in ("fwd", "outer_fwd", "bwd")} <= kernels.keys()
+def on_every_architecture(test):
+    return pytest.mark.parametrize("architecture", ARCHITECTURES)(pytest.mark.parametrize("source", FAST)(test))
+
+
+def test_every_source_has_its_row():
+    assert FAST.keys() == {path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
+
+
+@on_every_architecture
+def test_no_kernel_spills(source, architecture):
+    kernels = resources(source, architecture)
+    assert {name.format("float, 4") for name in FAST[source]} <= kernels.keys()
     spilling = {name: use for name, use in kernels.items() if use["stack"] or use["local"]}
     assert not spilling
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_two_blocks_of_256_threads_fit_into_the_registers(architecture):
-    """65,536 registers a multiprocessor. The single-pass backward needs one block only, except in float."""
-    for name, use in resources(architecture).items():
-        one_block = "conv_bwd_kernel" in name and "<float, 4" not in name
-        assert use["registers"] <= (255 if one_block else 128), name
+@on_every_architecture
+def test_blocks_fit_into_the_registers(source, architecture):
+    for name, use in resources(source, architecture).items():
+        bound = 64 if re.match(PLANE, name) else 255 if re.match(ONE_BLOCK, name) else 128
+        assert use["registers"] <= bound, name
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_fast_path_moves_16_bytes_at_a_time(architecture, dtype):
-    code, width = machine_code(architecture), TYPES[dtype]
-    for kernel, loads, stores in (
-        ("fwd", 3 + 3 + 3 + 1, 1),  # three rows of x, vertical, horizontal, bias; y
-        ("outer_fwd", 3 + 3 + 3 + 1, 1),
-        ("bwd", 3 + 3 + 3 + 1, 1 + 3 + 3),  # three rows of x, vertical, horizontal, grad; their gradients
-    ):
-        name = f"style_kernel_conv_{kernel}_kernel<{dtype}, {width}, 3>"
+@on_every_architecture
+def test_the_fast_path_moves_16_bytes_at_a_time(source, architecture, dtype):
+    code = machine_code(source, architecture)
+    for kernel, (loads, stores) in FAST[source].items():
+        name = kernel.format(f"{dtype}, {TYPES[dtype]}")
         assert len(re.findall(r"\bLDG\.E\.128\b", code[name])) >= loads, name
         assert len(re.findall(r"\bSTG\.E\.128\b", code[name])) >= stores, name
-    assert re.search(r"\bLDG\.E\.128\b", code[f"style_kernel_conv_stats_kernel<{dtype}, {width}>"])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nothing_is_accumulated_with_atomics(architecture):
-    for name, code in machine_code(architecture).items():
+@on_every_architecture
+def test_nothing_is_accumulated_with_atomics(source, architecture):
+    for name, code in machine_code(source, architecture).items():
         assert not re.search(r"\b(ATOM|ATOMG|ATOMS|RED|REDG|REDUX)\b", code), name
