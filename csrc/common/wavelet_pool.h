@@ -1,9 +1,11 @@
 // wavelet_pool and wavelet_unpool: the sizes and strides that the CPU and CUDA kernels share.
 //
 //   with a b / c d the 2 x 2 blocks of the picture
-//   ll = ( a + b + c + d) / 2      lh = (-a + b - c + d) / 2      hl = (-a - b + c + d) / 2      hh = (a - b - c + d) /
-//   2 and back  a = (ll - lh - hl + hh) / 2      b = (ll + lh - hl - hh) / 2
-//             c = (ll - lh + hl - hh) / 2      d = (ll + lh + hl + hh) / 2
+//   ll = ( a + b + c + d) / 2       lh = (-a + b - c + d) / 2
+//   hl = (-a - b + c + d) / 2       hh = ( a - b - c + d) / 2
+//   and back
+//   a = (ll - lh - hl + hh) / 2     b = (ll + lh - hl - hh) / 2
+//   c = (ll - lh + hl - hh) / 2     d = (ll + lh + hl + hh) / 2
 #pragma once
 #include <cstdint>
 

@@ -3,8 +3,8 @@
 //   adaconv_fwd_kernel      A correlation of the channels of a group, each sample with its own kernel. A block owns a
 //                           tile of up to OC output channels. It puts the normalised, padded rows of some input
 //                           channels and their taps into shared memory; a thread computes V columns of R rows of all OC
-//                           channels in registers, so that each value it fetches serves OC * R multiplications a tap or
-//                           more.
+//                           channels in registers, so that each value it fetches serves OC * R multiplications a tap
+//                           or more.
 //   adaconv_direct_kernel   The same, a value a thread and straight from the caches: for kernels too large for shared
 //                           memory, and in the backward for the positions that the border rule mirrors.
 //

@@ -2,12 +2,10 @@
 // the same bits.
 //
 //   adaconv_fwd_kernel        the gradient of the padded x: a correlation of g with the kernels turned by 180 degrees,
-//   in
-//                             and out exchanged; adaconv_direct_kernel, for the positions that the border rule mirrors,
-//                             adds up all that it maps there. Then instance_norm_bwd_kernel.
-//   adaconv_bwd_taps_kernel   that of the kernel: a block sums over some rows, for one input and OC output channels of
-//   a
-//                             group and all taps, in registers and then over its threads;
+//                             in and out exchanged; adaconv_direct_kernel, for the positions that the border rule
+//                             mirrors, adds up all that it maps there. Then instance_norm_bwd_kernel.
+//   adaconv_bwd_taps_kernel   that of the kernel: a block sums over some rows, for one input and OC output channels
+//                             of a group and all taps, in registers and then over its threads;
 //   adaconv_bwd_sum_kernel    where several blocks share the rows: adds their sums in order.
 //   adaconv_bwd_bias_kernel   that of the bias, a block a plane.
 //
@@ -123,7 +121,7 @@ __global__ void __launch_bounds__(kAdaConvThreads)
 
 // grad_bias[o] = sum over i, j of g[o,i,j]
 template <class T, int V>
-__global__ void __launch_bounds__(kPlaneThreads, 2)
+__global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
     adaconv_bwd_bias_kernel(Planes p, const T* __restrict__ grad, Acc<T>* __restrict__ grad_bias) {
   using A = Acc<T>;
   STYLEKERN_SHARED(A, shared);

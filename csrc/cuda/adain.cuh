@@ -6,9 +6,8 @@
 // Each read after the first one of a plane comes from the second-level cache, or the first. V is 16 bytes of values, or
 // 1 where a row does not start on 16 bytes.
 //
-// Fewest bytes, values a value of the content, with a style of the same size: forward reads content and style, writes
-// y:
-// 3. Backward reads g, content and style, writes two gradients: 5.
+// Fewest bytes, values a value of the content, with a style of the same size: forward reads content and style, and
+// writes y: 3. Backward reads g, content and style, and writes two gradients: 5.
 #pragma once
 #include "../common/adain.h"
 #include "instance_norm.cuh"
@@ -22,7 +21,7 @@ struct AdainStatistics {
 };
 
 template <class T, int V>
-__global__ void __launch_bounds__(kPlaneThreads, 2)
+__global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
     adain_fwd_kernel(Adain p, const T* __restrict__ content, const T* __restrict__ style, T* __restrict__ output,
                      AdainStatistics<Acc<T>> statistics, double eps) {
   using A = Acc<T>;
@@ -50,7 +49,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
 
 // A gradient that is null is not asked for.
 template <class T, int V>
-__global__ void __launch_bounds__(kPlaneThreads, 2)
+__global__ void __launch_bounds__(kGradThreads, kGradBlocks<T>)
     adain_bwd_kernel(Adain p, const T* __restrict__ grad, const T* __restrict__ content, const T* __restrict__ style,
                      AdainStatistics<const Acc<T>> statistics, T* __restrict__ grad_content,
                      T* __restrict__ grad_style) {
@@ -62,7 +61,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
         normalized_plane(content, p.content, p.c, n, c, statistics.content_mean, statistics.content_rstd);
     const T* g = grad + n * p.grad.n + c * p.grad.p;
     GradSums<A> sums = zeros<A, 2>();
-    for_each_vector<V, 4>(p.h, p.w, [&](int64_t i, int64_t j) {
+    for_each_vector<V, kGradUnroll<V>>(p.h, p.w, [&](int64_t i, int64_t j) {
       const Vec<A, V> values = x.template row<V>(i, j), gs = to_acc(load<V>(g + i * p.grad.row + j));
 #pragma unroll
       for (int e = 0; e < V; ++e) sums[0] += gs[e], sums[1] += gs[e] * values[e];
@@ -74,7 +73,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
       const A scale = x.rstd / statistics.style_rstd[plane], mean_grad = sums[0] / A(p.h * p.w),
               slope = sums[1] / variance_divisor<A>(p.h * p.w, p.correction);
       T* y = grad_content + plane * p.h * p.w;
-      for_each_vector<V, 4>(p.h, p.w, [&](int64_t i, int64_t j) {
+      for_each_vector<V, kGradUnroll<V>>(p.h, p.w, [&](int64_t i, int64_t j) {
         Vec<A, V> values = x.template row<V>(i, j);
         const Vec<A, V> gs = to_acc(load<V>(g + i * p.grad.row + j));
 #pragma unroll
@@ -88,7 +87,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
       const A mean_grad = sums[0] / A(p.style_h * p.style_w),
               slope = sums[1] / variance_divisor<A>(p.style_h * p.style_w, p.correction);
       T* y = grad_style + plane * p.style_h * p.style_w;
-      for_each_vector<V, 4>(p.style_h, p.style_w, [&](int64_t i, int64_t j) {
+      for_each_vector<V, kGradUnroll<V>>(p.style_h, p.style_w, [&](int64_t i, int64_t j) {
         Vec<A, V> values = s.template row<V>(i, j);
 #pragma unroll
         for (int e = 0; e < V; ++e) values[e] = mean_grad + values[e] * slope;
@@ -109,8 +108,8 @@ inline Adain flatten(Adain p, bool grad) {
 }
 
 // Threads that suit the larger of the two planes.
-inline dim3 adain_block(const Adain& p, int v) {
-  const dim3 a = plane_block(p.h, p.w, v, kPlaneThreads), b = plane_block(p.style_h, p.style_w, v, kPlaneThreads);
+inline dim3 adain_block(const Adain& p, int v, int threads) {
+  const dim3 a = plane_block(p.h, p.w, v, threads), b = plane_block(p.style_h, p.style_w, v, threads);
   return a.x * a.y < b.x * b.y ? b : a;
 }
 
@@ -124,7 +123,7 @@ cudaError_t adain_forward(const Adain& problem, const T* content, const T* style
                     wide_rows(output, {});
   return with_width<T>(wide, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    const dim3 block = adain_block(p, V);
+    const dim3 block = adain_block(p, V, kPlaneThreads);
     const auto kernel = adain_fwd_kernel<T, V>;
     STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), block, block.x * block.y * sizeof(Moments<Acc<T>>), stream, p,
                      content, style, output, statistics, eps);
@@ -143,7 +142,7 @@ cudaError_t adain_backward(const Adain& problem, const T* grad, const T* content
                     wide_rows(style, p.style) && wide_rows(grad_content, {}) && wide_rows(grad_style, {});
   return with_width<T>(wide, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    const dim3 block = adain_block(p, V);
+    const dim3 block = adain_block(p, V, kGradThreads);
     const auto kernel = adain_bwd_kernel<T, V>;
     STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), block, block.x * block.y * sizeof(GradSums<Acc<T>>), stream, p, grad,
                      content, style, statistics, grad_content, grad_style);

@@ -16,7 +16,7 @@
 namespace stylekern::cuda {
 
 template <class T, int V>
-__global__ void __launch_bounds__(kPlaneThreads, 2)
+__global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
     factorized_instance_norm_fwd_kernel(FactorizedInstanceNorm p, const T* __restrict__ content,
                                         const T* __restrict__ gamma_ind, const T* __restrict__ beta_ind,
                                         const T* __restrict__ gamma_style, const T* __restrict__ beta_style,
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
 
 // A gradient that is null is not asked for; the sums always are.
 template <class T, int V>
-__global__ void __launch_bounds__(kPlaneThreads, 2)
+__global__ void __launch_bounds__(kGradThreads, kGradBlocks<T>)
     factorized_instance_norm_bwd_kernel(FactorizedInstanceNorm p, const T* __restrict__ grad,
                                         const T* __restrict__ content, const T* __restrict__ gamma_ind,
                                         const T* __restrict__ beta_ind, const T* __restrict__ gamma_style,
@@ -134,7 +134,7 @@ cudaError_t factorized_instance_norm_backward(FactorizedInstanceNorm p, const T*
                     wide_rows(grad_gamma_style, {});
   return with_width<T>(wide, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    const dim3 block = plane_block(p.h, p.w, V, kPlaneThreads);
+    const dim3 block = plane_block(p.h, p.w, V, kGradThreads);
     const auto kernel = factorized_instance_norm_bwd_kernel<T, V>;
     STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), block, block.x * block.y * sizeof(GradSums<Acc<T>>), stream, p, grad,
                      content, gamma_ind, beta_ind, gamma_style, mean, rstd, grad_content, grad_gamma_style, sum_gx,

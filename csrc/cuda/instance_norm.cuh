@@ -1,10 +1,9 @@
 // Instance normalisation on CUDA, for every operator that starts with it.
 //
-//   instance_norm_stats_kernel   mean and rstd of each plane. A block a plane, Welford's update a vector at a time: x
-//   is
-//                                read once, and nothing cancels as in E[x^2] - E[x]^2.
-//   instance_norm_bwd_kernel     from the gradient of the normalised x to that of the input. A block a plane: two sums,
-//                                then the gradient; the second read of a plane comes from the second-level cache.
+//   instance_norm_stats_kernel   mean and rstd of each plane. A block a plane, Welford's update a vector at a time:
+//                                x is read once, and nothing cancels as in E[x^2] - E[x]^2.
+//   instance_norm_bwd_kernel     from the gradient of the normalised x to that of the input. A block a plane: two
+//                                sums, then the gradient; a plane's second read comes from the second-level cache.
 //
 // Fewest bytes, values a value of x: x for the statistics; x, its gradient twice (in and out) for the backward.
 #pragma once
@@ -107,10 +106,16 @@ struct Planes {
   PlaneStrides x;
 };
 
-inline constexpr int kPlaneThreads = 512;  // of a block that works on a plane, at most
+// Threads of a block that works on a plane, at most, and how many such blocks a multiprocessor must hold at once; for
+// gradients, whose passes read several tensors, more registers a thread. Doubles take two registers each.
+inline constexpr int kPlaneThreads = 512, kGradThreads = 256;
+template <class T>
+inline constexpr int kPlaneBlocks = std::is_same_v<T, double> ? 1 : 2;
+template <class T>
+inline constexpr int kGradBlocks = std::is_same_v<T, double> ? 2 : 3;
 
 template <class T, int V>
-__global__ void __launch_bounds__(kPlaneThreads, 2)
+__global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
     instance_norm_stats_kernel(Planes p, const T* __restrict__ input, Acc<T>* __restrict__ mean,
                                Acc<T>* __restrict__ rstd, double eps, int64_t correction) {
   using A = Acc<T>;
@@ -128,7 +133,7 @@ inline constexpr int kGradUnroll = V > 4 ? 2 : 4;
 
 // grad_x may be grad_input itself: a thread reads a vector before it overwrites it.
 template <class T, int V>
-__global__ void __launch_bounds__(kPlaneThreads, 2)
+__global__ void __launch_bounds__(kGradThreads, kGradBlocks<T>)
     instance_norm_bwd_kernel(Planes p, const Acc<T>* grad_x, const T* __restrict__ input,
                              const Acc<T>* __restrict__ mean, const Acc<T>* __restrict__ rstd, T* grad_input,
                              int64_t correction) {
@@ -181,7 +186,7 @@ cudaError_t instance_norm_backward(Planes p, const Acc<T>* grad_x, const T* inpu
   const bool wide = p.w % kWide<T> == 0 && wide_rows(input, p.x) && wide_rows(grad_x, {}) && wide_rows(grad_input, {});
   return with_width<T>(wide, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    const dim3 block = plane_block(p.h, p.w, V, kPlaneThreads);
+    const dim3 block = plane_block(p.h, p.w, V, kGradThreads);
     const auto kernel = instance_norm_bwd_kernel<T, V>;
     STYLEKERN_LAUNCH(kernel, grid_of(p.n * p.c), block, block.x * block.y * sizeof(GradSums<Acc<T>>), stream, p, grad_x,
                      input, mean, rstd, grad_input, correction);

@@ -2,8 +2,7 @@
 // the formulas and the rules for an odd last row or column.
 //
 //   wavelet_pool_fwd_kernel   A thread owns V columns of one row of the bands: it reads two rows of 2V values and
-//   writes
-//                             V values to each band, all 16 bytes at a time. No value is read or written twice.
+//                             writes V values to each band, all 16 bytes at a time. No value is read or written twice.
 //
 // V is 16 bytes of values, or 1 where a row does not start on 16 bytes or does not end with a thread's values.
 //
