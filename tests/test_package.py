@@ -68,10 +68,22 @@ def test_no_file_is_longer_than_400_lines():
 def test_every_operator_has_all_its_rooms():
     from stylekern.ops import OPERATORS
 
-    rooms = "stylekern/reference/{}.py csrc/cpu/{}.cpp triton_kernels/{}.py stylekern/ops/{}.py tests/ops/test_{}.py"
+    rooms = "stylekern/reference/{}.py csrc/cpu/{}.cpp csrc/cuda/{}.cu csrc/cuda/{}.cuh triton_kernels/{}.py"
+    tests = "tests/ops/test_{}.py tests/triton/test_{}.py tests/cuda_host/test_{}.py benchmarks/bench_{}.py"
     for name in OPERATORS:
-        for room in (*rooms.split(), "benchmarks/bench_{}.py", "docs/ops/{}.md"):
+        for room in (*rooms.split(), "stylekern/ops/{}.py", *tests.split(), "docs/ops/{}.md"):
             assert (ROOT / room.format(name)).is_file(), room.format(name)
+
+
+def test_every_operator_goes_through_the_sanitizers(monkeypatch: pytest.MonkeyPatch):
+    from stylekern.ops import OPERATORS
+
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import gpu
+
+    assert all(f"ops.{name}," in gpu.SANITIZED for name in OPERATORS)
+    result = run(gpu.SANITIZED.replace('"cuda"', '"cpu"', 1))
+    assert result.returncode == 0, result.stderr
 
 
 def test_setup_and_cmake_build_the_same_sources(monkeypatch: pytest.MonkeyPatch):

@@ -18,17 +18,37 @@ ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 8 * 60
 START = time.monotonic()
 
+# Every operator, forward and backward: rows of 16 bytes and of any length, kernels of known and of any size.
 SANITIZED = """
 import torch
-from stylekern.ops import style_kernel_conv as f
-for composition in ("sequential", "outer"):
-    for shape in ((1, 2, 5, 7), (2, 4, 16, 32)):
-        n, c, h, w = shape
-        shapes = (shape, (n, c, 3, h, w), (n, c, 5, h, w), shape)
-        xs = [torch.randn(s, device="cuda", requires_grad=True) for s in shapes]
-        y = f(*xs, composition=composition, normalize=True)
-        torch.autograd.grad(y, xs, torch.randn_like(y))
-torch.cuda.synchronize()
+from stylekern import ops
+
+device = "cuda"
+for dtype, n, c, h, w in ((torch.float32, 1, 2, 5, 7), (torch.float32, 2, 4, 16, 32), (torch.float16, 1, 4, 8, 32)):
+    def randn(*shape):
+        return torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+
+    def check(operator, *inputs, **options):
+        outputs = operator(*inputs, **options)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        torch.autograd.grad(outputs, inputs, [torch.randn_like(y) for y in outputs])
+
+    x = randn(n, c, h, w)
+    for composition in ("sequential", "outer"):
+        for k in (3, 5):
+            filters, bias = (randn(n, c, k, h, w), randn(n, c, 3, h, w)), randn(n, c, h, w)
+            check(ops.style_kernel_conv, x, *filters, bias, composition=composition, normalize=True)
+    for k, padding in ((3, "reflect"), (2, "replicate")):
+        for size in (1, 2):
+            kernels, bias = (randn(n, c, size, k, k), randn(n, 2 * c, size)), randn(n, 2 * c)
+            check(ops.adaconv, x, *kernels, bias, padding_mode=padding)
+    check(ops.adain, x, randn(n, c, 9, 8))
+    check(ops.factorized_instance_norm, x, randn(c), randn(c), randn(n, c, h, w), randn(n, c, h, w))
+    for odd in ("floor", "pad"):
+        check(ops.wavelet_pool, x, odd=odd)
+    check(ops.wavelet_unpool, *(randn(n, c, h, w) for _ in range(4)), size=(2 * h - 1, 2 * w))
+if device == "cuda":
+    torch.cuda.synchronize()
 """
 
 

@@ -140,6 +140,18 @@ def test_groups_of_any_size(host, case):
 
 @cases(
     *(
+        Case(n=2, c=16, size=size, out=out, h=5, w=w, kh=k, kw=k, padding=padding, normalize=k == 3, dtype=dtype)
+        for size, out in ((1, 32), (2, 8), (4, 12), (8, 6), (16, 5))
+        for w, k, padding in ((16, 3, "reflect"), (9, 3, "zeros"), (16, 2, "replicate"), (9, 5, "reflect"))
+        for dtype in DTYPES
+    )
+)
+def test_channels_out_other_than_in(host, case):
+    assert_matches_reference(host, case)
+
+
+@cases(
+    *(
         Case(n=1, h=h, w=w, kh=k, kw=k, padding=padding, normalize=False)
         for h, w in ((1, 1), (1, 8), (5, 1), (2, 2))
         for padding in ("replicate", "zeros")
@@ -254,7 +266,12 @@ SANITIZED = [
     Case(n=1, h=17, w=68, c=8, size=8, out=9),
     Case(n=1, w=13, shift=1, row_gap=1, padding="replicate"),
     Case(n=1, kh=2, kw=5, padding="zeros", bias=False),
-    Case(n=1, dtype=torch.bfloat16, out=6, normalize=False),
+    *(
+        Case(n=1, c=16, size=size, out=16 // size * 2, dtype=dtype, w=w, kh=k, kw=k, padding=padding, normalize=k == 3)
+        for size, dtype in zip((1, 2, 4, 16), DTYPES, strict=True)
+        for w, k, padding in ((16, 3, "reflect"), (13, 2, "zeros"))
+    ),
+    Case(n=1, h=1, w=1, dtype=torch.bfloat16, out=6, normalize=False, padding="replicate"),
     Case(n=1, c=1, size=1, out=1, h=4, w=4, kh=120, kw=111, padding="replicate"),
     Case(n=1, c=1, size=1, out=1, h=99, w=85),
 ]
