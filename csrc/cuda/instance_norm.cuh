@@ -106,8 +106,8 @@ struct Planes {
   PlaneStrides x;
 };
 
-// Threads of a block that works on a plane, at most, and how many such blocks a multiprocessor must hold at once; for
-// gradients, whose passes read several tensors, more registers a thread. Doubles take two registers each.
+// Threads of a block that works on a plane, at most, and how many such blocks a multiprocessor must hold at once.
+// Operators' gradients read several tensors in a pass and need more registers a thread; doubles take two each.
 inline constexpr int kPlaneThreads = 512, kGradThreads = 256;
 template <class T>
 inline constexpr int kPlaneBlocks = std::is_same_v<T, double> ? 1 : 2;
@@ -133,7 +133,7 @@ inline constexpr int kGradUnroll = V > 4 ? 2 : 4;
 
 // grad_x may be grad_input itself: a thread reads a vector before it overwrites it.
 template <class T, int V>
-__global__ void __launch_bounds__(kGradThreads, kGradBlocks<T>)
+__global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
     instance_norm_bwd_kernel(Planes p, const Acc<T>* grad_x, const T* __restrict__ input,
                              const Acc<T>* __restrict__ mean, const Acc<T>* __restrict__ rstd, T* grad_input,
                              int64_t correction) {
@@ -186,7 +186,7 @@ cudaError_t instance_norm_backward(Planes p, const Acc<T>* grad_x, const T* inpu
   const bool wide = p.w % kWide<T> == 0 && wide_rows(input, p.x) && wide_rows(grad_x, {}) && wide_rows(grad_input, {});
   return with_width<T>(wide, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    const dim3 block = plane_block(p.h, p.w, V, kGradThreads);
+    const dim3 block = plane_block(p.h, p.w, V, kPlaneThreads);
     const auto kernel = instance_norm_bwd_kernel<T, V>;
     STYLEKERN_LAUNCH(kernel, grid_of(p.n * p.c), block, block.x * block.y * sizeof(GradSums<Acc<T>>), stream, p, grad_x,
                      input, mean, rstd, grad_input, correction);

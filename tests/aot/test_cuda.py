@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -57,8 +58,8 @@ FAST = {
 # a block these leave room for one block, three, four, and two.
 REGISTERS = {
     r"style_kernel_conv_bwd_kernel<(?!float, 4)|adaconv_bwd_taps_kernel<\w+, \d, 4": 255,
-    r"(instance_norm|adain|factorized_instance_norm)_bwd_kernel<(?!double)": 80,
-    r"(instance_norm_stats|\w+norm_fwd|adain_fwd|adaconv_bwd_bias|wavelet_\w+)_kernel<(?!double)": 64,
+    r"(adain|factorized_instance_norm)_bwd_kernel<(?!double)": 80,
+    r"(instance_norm_\w+|\w+norm_fwd|adain_fwd|adaconv_bwd_bias|wavelet_\w+)_kernel<(?!double)": 64,
     "": 128,
 }
 
@@ -147,8 +148,10 @@ def machine_code(source: str, architecture: str) -> dict[str, str]:
     return dict(zip(demangled(parts[::2]), parts[1::2], strict=True))
 
 
-def on_every_architecture(test):
-    return pytest.mark.parametrize("architecture", ARCHITECTURES)(pytest.mark.parametrize("source", FAST)(test))
+# Of module scope: the tests of one compiled file stay together, so that two processes do not wait for one compiler.
+on_every_architecture = pytest.mark.parametrize(
+    ("source", "architecture"), itertools.product(FAST, ARCHITECTURES), scope="module"
+)
 
 
 def test_every_source_has_its_row():
