@@ -150,7 +150,7 @@ def machine_code(source: str, architecture: str) -> dict[str, str]:
 
 # Of module scope: the tests of one compiled file stay together, so that two processes do not wait for one compiler.
 on_every_architecture = pytest.mark.parametrize(
-    ("source", "architecture"), itertools.product(FAST, ARCHITECTURES), scope="module"
+    "target", list(itertools.product(FAST, ARCHITECTURES)), ids="-".join, scope="module"
 )
 
 
@@ -159,31 +159,31 @@ def test_every_source_has_its_row():
 
 
 @on_every_architecture
-def test_no_kernel_spills(source, architecture):
-    kernels = resources(source, architecture)
-    assert {name.format("float, 4") for name in FAST[source]} <= kernels.keys()
+def test_no_kernel_spills(target):
+    kernels = resources(*target)
+    assert {name.format("float, 4") for name in FAST[target[0]]} <= kernels.keys()
     spilling = {name: use for name, use in kernels.items() if use["stack"] or use["local"]}
     assert not spilling
 
 
 @on_every_architecture
-def test_blocks_fit_into_the_registers(source, architecture):
-    for name, use in resources(source, architecture).items():
+def test_blocks_fit_into_the_registers(target):
+    for name, use in resources(*target).items():
         bound = next(bound for pattern, bound in REGISTERS.items() if re.match(pattern, name))
         assert use["registers"] <= bound, name
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @on_every_architecture
-def test_the_fast_path_moves_16_bytes_at_a_time(source, architecture, dtype):
-    code = machine_code(source, architecture)
-    for kernel, (loads, stores) in FAST[source].items():
+def test_the_fast_path_moves_16_bytes_at_a_time(target, dtype):
+    code = machine_code(*target)
+    for kernel, (loads, stores) in FAST[target[0]].items():
         name = kernel.format(f"{dtype}, {TYPES[dtype]}")
         assert len(re.findall(r"\bLDG\.E\.128\b", code[name])) >= loads, name
         assert len(re.findall(r"\bSTG\.E\.128\b", code[name])) >= stores, name
 
 
 @on_every_architecture
-def test_nothing_is_accumulated_with_atomics(source, architecture):
-    for name, code in machine_code(source, architecture).items():
+def test_nothing_is_accumulated_with_atomics(target):
+    for name, code in machine_code(*target).items():
         assert not re.search(r"\b(ATOM|ATOMG|ATOMS|RED|REDG|REDUX)\b", code), name
