@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ class Layout:
     dtype: torch.dtype
     shift: int  # values between 16 bytes and the start of every row
     row_gap: int  # values between the end of a row and the next
+    only: str = ""  # the one tensor that these two hold for, else all
 
     def __str__(self) -> str:
         given = [f"{name}={value}" for name, value in vars(self).items() if value != getattr(type(self), name)]
@@ -31,12 +33,13 @@ def accumulation(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def values(case: Any, generator: torch.Generator, *shape: int) -> Tensor:
+def values(case: Any, generator: torch.Generator, *shape: int, key: str = "") -> Tensor:
     """A random tensor of this shape whose rows start `shift` values after 16 bytes and lie `row_gap` apart."""
     *outer, w = shape
-    storage = torch.full((case.shift + math.prod(outer) * (w + case.row_gap) + 16,), torch.nan, dtype=case.dtype)
-    start = (-storage.data_ptr() % 16) // storage.element_size() + case.shift
-    step, strides = w + case.row_gap, [1]
+    shift, row_gap = (case.shift, case.row_gap) if case.only in ("", key) else (0, 0)
+    storage = torch.full((shift + math.prod(outer) * (w + row_gap) + 16,), torch.nan, dtype=case.dtype)
+    start = (-storage.data_ptr() % 16) // storage.element_size() + shift
+    step, strides = w + row_gap, [1]
     for size in reversed(outer):
         strides.insert(0, step)
         step *= size
@@ -84,6 +87,11 @@ def assert_order_does_not_matter(host: Any, run: Callable[[], dict[str, Tensor]]
     host.set_max_blocks(3)
     assert_same_bits(run(), wanted)
     host.set_max_blocks(2**31 - 1)
+
+
+def off_the_16_bytes(case: Any, *keys: str) -> list[Any]:
+    """The case with one of these tensors at a time misplaced, by its start and by its rows."""
+    return [replace(case, only=key, **{where: 1}) for key in keys for where in ("shift", "row_gap")]
 
 
 def cases(*given: Any) -> pytest.MarkDecorator:

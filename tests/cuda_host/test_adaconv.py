@@ -22,6 +22,7 @@ from .arrays import (
     assert_same_bits,
     cases,
     name,
+    off_the_16_bytes,
     unwritten,
     values,
 )
@@ -48,6 +49,7 @@ class Case(Layout):
     dtype: torch.dtype = torch.float32
     shift: int = 0
     row_gap: int = 0
+    only: str = ""
     eps: float = 1e-5
 
 
@@ -56,10 +58,10 @@ def arguments(case: Case) -> dict[str, Tensor | None]:
     generator, dtype = torch.Generator().manual_seed(0), accumulation(case.dtype)
     kernel = torch.randn(case.n, case.out, case.size, case.kh, case.kw, generator=generator, dtype=dtype)
     bias = torch.randn(case.n, case.out, generator=generator, dtype=dtype)
-    x = values(case, generator, case.n, case.c, case.h, case.w)
+    x = values(case, generator, case.n, case.c, case.h, case.w, key="input")
     if case.normalize:
         x.mul_(3).add_(5)
-    grad = values(case, generator, case.n, case.out, case.h, case.w)
+    grad = values(case, generator, case.n, case.out, case.h, case.w, key="grad")
     return {"input": x, "kernel": kernel, "bias": bias if case.bias else None, "grad": grad}
 
 
@@ -274,6 +276,7 @@ SANITIZED = [
     Case(n=1, h=1, w=1, dtype=torch.bfloat16, out=6, normalize=False, padding="replicate"),
     Case(n=1, c=1, size=1, out=1, h=4, w=4, kh=120, kw=111, padding="replicate"),
     Case(n=1, c=1, size=1, out=1, h=99, w=85),
+    *off_the_16_bytes(Case(n=1), "input", "grad"),
 ]
 
 

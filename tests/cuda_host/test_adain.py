@@ -19,6 +19,7 @@ from .arrays import (
     assert_order_does_not_matter,
     cases,
     name,
+    off_the_16_bytes,
     unwritten,
     values,
 )
@@ -43,13 +44,14 @@ class Case(Layout):
     dtype: torch.dtype = torch.float32
     shift: int = 0
     row_gap: int = 0
+    only: str = ""
 
 
 def arguments(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    content = values(case, generator, case.n, case.c, case.h, case.w).mul_(3).add_(case.mean)
-    style = values(case, generator, case.n, case.c, case.style_h, case.style_w).mul_(2).sub_(case.mean)
-    return content, style, values(case, generator, case.n, case.c, case.h, case.w)
+    content = values(case, generator, case.n, case.c, case.h, case.w, key="content").mul_(3).add_(case.mean)
+    style = values(case, generator, case.n, case.c, case.style_h, case.style_w, key="style").mul_(2).sub_(case.mean)
+    return content, style, values(case, generator, case.n, case.c, case.h, case.w, key="grad")
 
 
 def run(host, case: Case, needs: tuple[str, ...] = GRADIENTS) -> dict[str, Tensor]:
@@ -152,6 +154,7 @@ SANITIZED = [
     Case(n=1, w=13, shift=1, row_gap=1),
     *(Case(n=1, h=20, w=w, dtype=dtype, shift=w % 2) for dtype in DTYPES for w in (136, 13)),
     Case(n=1, h=3, w=1, style_h=9, style_w=9, correction=0),
+    *off_the_16_bytes(Case(n=1), "content", "style", "grad"),
 ]
 
 

@@ -19,6 +19,7 @@ from .arrays import (
     assert_order_does_not_matter,
     cases,
     name,
+    off_the_16_bytes,
     unwritten,
     values,
 )
@@ -40,18 +41,19 @@ class Case(Layout):
     dtype: torch.dtype = torch.float32
     shift: int = 0
     row_gap: int = 0
+    only: str = ""
 
 
 def arguments(case: Case) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     planes, channels = (case.n, case.c, case.h, case.w), torch.Generator().manual_seed(1)
     return {
-        "content": values(case, generator, *planes).mul_(3).add_(case.mean),
+        "content": values(case, generator, *planes, key="content").mul_(3).add_(case.mean),
         "gamma_ind": torch.randn(case.c, generator=channels).to(case.dtype),
         "beta_ind": torch.randn(case.c, generator=channels).to(case.dtype),
-        "gamma_style": values(case, generator, *planes),
-        "beta_style": values(case, generator, *planes),
-        "grad": values(case, generator, *planes),
+        "gamma_style": values(case, generator, *planes, key="gamma_style"),
+        "beta_style": values(case, generator, *planes, key="beta_style"),
+        "grad": values(case, generator, *planes, key="grad"),
     }
 
 
@@ -139,6 +141,7 @@ SANITIZED = [
     Case(n=1, w=13, shift=1, row_gap=1),
     *(Case(n=1, h=20, w=w, dtype=dtype, shift=w % 2) for dtype in DTYPES for w in (136, 13)),
     Case(n=1, h=3, w=1, correction=0),
+    *off_the_16_bytes(Case(n=1), "content", "gamma_style", "beta_style", "grad"),
 ]
 
 

@@ -11,8 +11,20 @@ from torch import Tensor
 from stylekern.reference.wavelet_pool import wavelet_pool
 from stylekern.reference.wavelet_unpool import wavelet_unpool
 
-from .arrays import DTYPES, Layout, array, assert_close, assert_order_does_not_matter, cases, name, unwritten, values
+from .arrays import (
+    DTYPES,
+    Layout,
+    array,
+    assert_close,
+    assert_order_does_not_matter,
+    cases,
+    name,
+    off_the_16_bytes,
+    unwritten,
+    values,
+)
 
+BANDS = ("ll", "lh", "hl", "hh")
 RULES = ("drop", "repeat", "zero")  # wavelet_pool "floor" and "pad", wavelet_unpool
 
 
@@ -28,6 +40,7 @@ class Case(Layout):
     dtype: torch.dtype = torch.float32
     shift: int = 0
     row_gap: int = 0
+    only: str = ""
 
     @property
     def band(self) -> tuple[int, int]:
@@ -37,15 +50,15 @@ class Case(Layout):
 
 def arguments(case: Case) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    result = {"picture": values(case, generator, case.n, case.c, case.h, case.w)}
-    return result | {band: values(case, generator, case.n, case.c, *case.band) for band in ("ll", "lh", "hl", "hh")}
+    result = {"picture": values(case, generator, case.n, case.c, case.h, case.w, key="picture")}
+    return result | {band: values(case, generator, case.n, case.c, *case.band, key=band) for band in BANDS}
 
 
 def run(host, case: Case) -> dict[str, Tensor]:
     """The bands of the picture, and the picture of the bands."""
     picture, *bands = arguments(case).values()
     shape = (case.n, case.c, *case.band)
-    result = {f"to_{band}": unwritten(*shape, dtype=case.dtype) for band in ("ll", "lh", "hl", "hh")}
+    result = {f"to_{band}": unwritten(*shape, dtype=case.dtype) for band in BANDS}
     host.pool(name(case.dtype), array(picture), [array(x) for x in result.values()], case.odd, False)
     result["to_picture"] = unwritten(*picture.shape, dtype=case.dtype)
     host.unpool(name(case.dtype), [array(x) for x in bands], array(result["to_picture"]), case.odd, False)
@@ -128,6 +141,7 @@ SANITIZED = [
     *(Case(n=1, odd=odd, h=h, w=w) for odd in RULES for h, w in ((7, 16), (5, 13), (1, 1))),
     Case(n=1, shift=1, row_gap=1, odd="repeat", w=15),
     Case(n=1, c=1, dtype=torch.float16, h=33, w=544, odd="zero"),
+    *off_the_16_bytes(Case(n=1), "picture", *BANDS),
 ]
 
 

@@ -10,10 +10,9 @@ from torch import Tensor
 from stylekern.reference.wavelet_unpool import wavelet_unpool
 
 from .arrays import DTYPES, accumulation, array, assert_close, assert_order_does_not_matter, cases, name, unwritten
-from .test_wavelet_pool import RULES, Case, arguments
+from .test_wavelet_pool import BANDS, RULES, Case, arguments
 
 SOURCE = "wavelet_pool_host.cpp"
-BANDS = ("ll", "lh", "hl", "hh")
 
 
 def unpool(host, case: Case, bands: list[Tensor]) -> Tensor:
