@@ -158,7 +158,8 @@ def test_every_instruction_set_keeps_the_contract(target: str):
     code = (
         "import pytest, sys; from stylekern import _library; print(_library.build_options['cpu_target'])\n"
         "wanted = '(equals_the_definition or takes_every_dtype or any_shape) and not triton and not reference'\n"
-        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-m', 'not cuda', '-k', wanted, {str(ROOT / 'tests/ops')!r}]))"
+        "options = ['-q', '-p', 'no:cacheprovider', '-m', 'not cuda', '-k', wanted]\n"
+        f"sys.exit(pytest.main([*options, {str(ROOT / 'tests/ops')!r}]))"
     )
     result = run(code, STYLEKERN_CPU_TARGET=target)
     assert result.returncode == 0, result.stdout[-4000:]
