@@ -8,15 +8,19 @@
 
 namespace stylekern {
 
+inline Composition parse_composition(StringHandle handle) {
+  const std::string name = take_string(handle);
+  STD_TORCH_CHECK(name == "sequential" || name == "outer", "composition must be sequential or outer, got ", name);
+  return name == "outer" ? Composition::kOuter : Composition::kSequential;
+}
+
 inline StyleKernelConv make_problem(const Tensor& input, const Tensor& vertical, const Tensor& horizontal,
-                                    const std::string& padding_mode, const std::string& composition, bool normalize) {
-  STD_TORCH_CHECK(input.dim() == 4 && vertical.dim() == 5 && horizontal.dim() == 5,
-                  "style_kernel_conv: input must be [N, C, H, W], vertical and horizontal [N, G, k, H, W]");
-  STD_TORCH_CHECK(composition == "sequential" || composition == "outer",
-                  "composition must be sequential or outer, got ", composition);
+                                    StringHandle padding_mode, StringHandle composition, bool normalize) {
   StyleKernelConv p{};
   p.padding = parse_padding(padding_mode);
-  p.composition = composition == "outer" ? Composition::kOuter : Composition::kSequential;
+  p.composition = parse_composition(composition);
+  STD_TORCH_CHECK(input.dim() == 4 && vertical.dim() == 5 && horizontal.dim() == 5,
+                  "style_kernel_conv: input must be [N, C, H, W], vertical and horizontal [N, G, k, H, W]");
   p.n = input.size(0), p.c = input.size(1), p.in_h = input.size(2), p.in_w = input.size(3);
   p.groups = vertical.size(1), p.h = vertical.size(3), p.w = vertical.size(4);
   p.kv = int(vertical.size(2)), p.kh = int(horizontal.size(2));

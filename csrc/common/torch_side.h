@@ -82,6 +82,18 @@ inline Tensor empty_of(const Tensor& like, std::initializer_list<int64_t> sizes,
   return result;
 }
 
+// A str argument's value. Functions that torch calls take the handle: torch's own conversion to std::string (2.10
+// to 2.13) never frees the string that it copies from.
+inline std::string take_string(StringHandle handle) {
+  const char* text = nullptr;
+  size_t length = 0;
+  TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
+  const std::string value(text, length);
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return value;
+}
+
 // The type that statistics are kept in: float, or double for double.
 inline ScalarType accumulate_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -95,7 +107,8 @@ inline void check_statistic(const char* name, const Tensor& x, const Tensor& sta
 }
 inline Tensor empty_statistic(const Tensor& x) { return empty_of(x, {x.size(0), x.size(1)}, accumulate_type(x)); }
 
-inline Padding parse_padding(const std::string& name) {
+inline Padding parse_padding(StringHandle handle) {
+  const std::string name = take_string(handle);
   if (name == "reflect") return Padding::kReflect;
   if (name == "replicate") return Padding::kReplicate;
   if (name == "zeros") return Padding::kZeros;

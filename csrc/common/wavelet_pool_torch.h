@@ -10,7 +10,8 @@ namespace stylekern {
 
 using Bands = std::array<Tensor, 4>;  // ll, lh, hl, hh
 
-inline OddRule parse_odd(const std::string& odd) {
+inline OddRule parse_odd(StringHandle handle) {
+  const std::string odd = take_string(handle);
   STD_TORCH_CHECK(odd == "floor" || odd == "pad", "odd must be floor or pad, got ", odd);
   return odd == "pad" ? OddRule::kRepeat : OddRule::kDrop;
 }

@@ -120,7 +120,7 @@ void backward_kernel(const AdaConvBackwardArgs<T>& args) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::optional<Tensor> bias, bool normalize,
-                                           std::string padding_mode, double eps, int64_t correction) {
+                                           StringHandle padding_mode, double eps, int64_t correction) {
   input = with_dense_rows(input), kernel = torch::stable::contiguous(kernel);
   const AdaConv p = make_adaconv(input, kernel, padding_mode);
   if (bias) {
@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::opt
 }
 
 std::tuple<Tensor, Tensor, Tensor> adaconv_backward(Tensor grad, Tensor input, Tensor kernel, Tensor mean, Tensor rstd,
-                                                    bool normalize, std::string padding_mode, int64_t correction,
+                                                    bool normalize, StringHandle padding_mode, int64_t correction,
                                                     bool need_input, bool need_kernel, bool need_bias) {
   grad = with_dense_rows(grad), input = with_dense_rows(input), kernel = torch::stable::contiguous(kernel);
   AdaConv p = make_adaconv(input, kernel, padding_mode);

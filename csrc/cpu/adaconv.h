@@ -36,9 +36,8 @@ class InputPlanes {
         const T* const x = plane + source * p_.input.row;
         if (mean) {
           const A centre = mean[nc], scale = rstd[nc];
-          for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-            store(row + j, (load(x + j, count) - centre) * scale);
-          });
+          for_vectors<A>(p_.w, [&](int64_t j, auto count)
+                                   STYLEKERN_ALWAYS_INLINE { store(row + j, (load(x + j, count) - centre) * scale); });
         } else {
           for_vectors<A>(p_.w,
                          [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { store(row + j, load(x + j, count)); });
@@ -65,8 +64,7 @@ class AdaConvForward {
  public:
   using A = Acc<T>;
 
-  explicit AdaConvForward(const AdaConvArgs<T>& args)
-      : args_(args), p_(args.problem), x_(p_), converted_(p_.w, 0) {}
+  explicit AdaConvForward(const AdaConvArgs<T>& args) : args_(args), p_(args.problem), x_(p_), converted_(p_.w, 0) {}
 
   void statistics(int64_t nc) const {
     instance_statistics(args_.input + nc / p_.c * p_.input.n + nc % p_.c * p_.input.p, p_.h, p_.w, p_.input.row,
@@ -118,13 +116,13 @@ class AdaConvForward {
     for_row_blocks<B>(i1 - i0, [&](int64_t i, auto rows) {
       T* const y = args_.output + (no * p_.h + i0 + i) * p_.w;
       if constexpr (std::is_same_v<T, A>) {
-        convolve_block<K, B, rows>(x_.from(i), weights, bias,
-                                   TargetPlanes<A>{y, p_.h * p_.w, p_.w, args_.streamed}, p_.w);
+        convolve_block<K, B, rows>(x_.from(i), weights, bias, TargetPlanes<A>{y, p_.h * p_.w, p_.w, args_.streamed},
+                                   p_.w);
       } else {
         converted_.resize(B * rows);
         const int64_t stride = converted_.stride();
-        convolve_block<K, B, rows>(x_.from(i), weights, bias,
-                                   TargetPlanes<A>{converted_.row(0), rows * stride, stride}, p_.w);
+        convolve_block<K, B, rows>(x_.from(i), weights, bias, TargetPlanes<A>{converted_.row(0), rows * stride, stride},
+                                   p_.w);
         for (int k = 0; k < B * rows; ++k)
           for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
             store(y + (k / rows * p_.h + k % rows) * p_.w + j, load(converted_.row(k) + j, count), count);

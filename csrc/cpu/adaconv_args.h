@@ -22,7 +22,7 @@ struct AdaConvBackwardArgs {
   AdaConv problem;
   const T *grad, *input;
   const Acc<T>*kernel, *mean = nullptr, *rstd = nullptr;
-  T* grad_input = nullptr;                               // null: not asked for
+  T* grad_input = nullptr;                             // null: not asked for
   Acc<T>*grad_kernel = nullptr, *grad_bias = nullptr;  // null: not asked for
   int64_t correction = 0;
 };

@@ -56,9 +56,8 @@ class AdaConvBackwardInput {
       instance_norm_backward(grad_x, args_.input + n * p_.input.n + c * p_.input.p, p_.h, p_.w, p_.input.row,
                              args_.mean[nc], args_.rstd[nc], args_.correction, out);
     else if constexpr (!std::is_same_v<T, A>)
-      for_vectors<A>(p_.h * p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        store(out + j, load(grad_x + j, count), count);
-      });
+      for_vectors<A>(p_.h * p_.w, [&](int64_t j, auto count)
+                                      STYLEKERN_ALWAYS_INLINE { store(out + j, load(grad_x + j, count), count); });
   }
 
  private:
@@ -240,8 +239,7 @@ class AdaConvBackwardKernel {
             for (int o = 0; o < B; ++o)
               part[o] = fma(load(area.g + o * p_.grad.p + i * p_.grad.row + j, count), xab, part[o]);
           });
-        for (int o = 0; o < B; ++o)
-          sums[(o * p_.group_in() * p_.kh + a) * p_.kw + b] += total(part[o]);
+        for (int o = 0; o < B; ++o) sums[(o * p_.group_in() * p_.kh + a) * p_.kw + b] += total(part[o]);
       }
   }
 

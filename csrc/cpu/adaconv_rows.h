@@ -64,8 +64,8 @@ class BlockWeights {
 template <int B>
 inline constexpr int kBlockRows = std::min(8, (kBytes == 64 ? 16 : 8) / B);
 
-// A row further, by an addition: the compiler else computes every row's address before a loop, more than it has registers
-// for.
+// A row further, by an addition: the compiler else computes every row's address before a loop, more than it has
+// registers for.
 template <class A>
 STYLEKERN_INLINE const A* step(const A* row, int64_t stride) {
   row += stride;
@@ -115,17 +115,15 @@ STYLEKERN_INLINE void convolve_vector(const SourcePlanes<A> from, const A* weigh
 #pragma GCC unroll 8
   for (int o = 0; o < B; ++o)
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-      store_or_stream(to.y + o * to.plane + r * to.row + j, sum[o][r], count, to.streamed);
+    for (int r = 0; r < R; ++r) store_or_stream(to.y + o * to.plane + r * to.row + j, sum[o][r], count, to.streamed);
 }
 
 // R rows of w values. Not inlined: the compiler would else repeat it for every caller.
 template <int K, int B, int R, class A>
 __attribute__((noinline)) void convolve_block(const SourcePlanes<A> from, const A* weights, const A* bias,
                                               const TargetPlanes<A> to, int64_t w) {
-  for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-    convolve_vector<K, B, R>(from, weights, bias, to, j, count);
-  });
+  for_vectors<A>(w, [&](int64_t j, auto count)
+                        STYLEKERN_ALWAYS_INLINE { convolve_vector<K, B, R>(from, weights, bias, to, j, count); });
 }
 
 // Calls block(i, R) with R constant for blocks of rows that cover [0, rows). The last block reaches back over rows that

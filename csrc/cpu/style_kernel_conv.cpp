@@ -119,8 +119,8 @@ void backward(const StyleKernelConvBackwardArgs<T>& args, const Tensor& input) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertical, Tensor horizontal,
-                                                     std::optional<Tensor> bias, std::string padding_mode,
-                                                     std::string composition, bool normalize, double eps,
+                                                     std::optional<Tensor> bias, StringHandle padding_mode,
+                                                     StringHandle composition, bool normalize, double eps,
                                                      int64_t correction) {
   input = with_dense_rows(input), vertical = with_dense_rows(vertical), horizontal = with_dense_rows(horizontal);
   StyleKernelConv p = make_problem(input, vertical, horizontal, padding_mode, composition, normalize);
@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertic
 
 std::tuple<Tensor, Tensor, Tensor> style_kernel_conv_backward(Tensor grad, Tensor input, Tensor vertical,
                                                               Tensor horizontal, Tensor mean, Tensor rstd,
-                                                              std::string padding_mode, std::string composition,
+                                                              StringHandle padding_mode, StringHandle composition,
                                                               bool normalize, int64_t correction, bool need_input,
                                                               bool need_vertical, bool need_horizontal) {
   grad = with_dense_rows(grad), input = with_dense_rows(input);

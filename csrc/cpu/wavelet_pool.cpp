@@ -54,12 +54,12 @@ Tensor wavelet_unpool_cpu(const Bands& given, int64_t height, int64_t width, Odd
 
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> wavelet_pool(Tensor input, std::string odd) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> wavelet_pool(Tensor input, StringHandle odd) {
   return as_tuple(wavelet_pool_cpu(input, parse_odd(odd)));
 }
 
 Tensor wavelet_pool_backward(Tensor ll, Tensor lh, Tensor hl, Tensor hh, int64_t height, int64_t width,
-                             std::string odd) {
+                             StringHandle odd) {
   return wavelet_unpool_cpu({ll, lh, hl, hh}, height, width, parse_odd(odd));
 }
 

@@ -9,7 +9,7 @@ namespace stylekern {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::optional<Tensor> bias, bool normalize,
-                                           std::string padding_mode, double eps, int64_t correction) {
+                                           StringHandle padding_mode, double eps, int64_t correction) {
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   check_device(input, {&kernel});
   input = with_dense_rows(input), kernel = torch::stable::contiguous(kernel);
@@ -35,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::opt
 }
 
 std::tuple<Tensor, Tensor, Tensor> adaconv_backward(Tensor grad, Tensor input, Tensor kernel, Tensor mean, Tensor rstd,
-                                                    bool normalize, std::string padding_mode, int64_t correction,
+                                                    bool normalize, StringHandle padding_mode, int64_t correction,
                                                     bool need_input, bool need_kernel, bool need_bias) {
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   check_device(input, {&grad, &kernel});

@@ -10,8 +10,8 @@ namespace stylekern {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertical, Tensor horizontal,
-                                                     std::optional<Tensor> bias, std::string padding_mode,
-                                                     std::string composition, bool normalize, double eps,
+                                                     std::optional<Tensor> bias, StringHandle padding_mode,
+                                                     StringHandle composition, bool normalize, double eps,
                                                      int64_t correction) {
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   input = with_dense_rows(input), vertical = with_dense_rows(vertical), horizontal = with_dense_rows(horizontal);
@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertic
 
 std::tuple<Tensor, Tensor, Tensor> style_kernel_conv_backward(Tensor grad, Tensor input, Tensor vertical,
                                                               Tensor horizontal, Tensor mean, Tensor rstd,
-                                                              std::string padding_mode, std::string composition,
+                                                              StringHandle padding_mode, StringHandle composition,
                                                               bool normalize, int64_t correction, bool need_input,
                                                               bool need_vertical, bool need_horizontal) {
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());

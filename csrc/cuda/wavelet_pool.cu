@@ -4,12 +4,12 @@
 namespace stylekern {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> wavelet_pool(Tensor input, std::string odd) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> wavelet_pool(Tensor input, StringHandle odd) {
   return as_tuple(pool_on_cuda(input, parse_odd(odd)));
 }
 
 Tensor wavelet_pool_backward(Tensor ll, Tensor lh, Tensor hl, Tensor hh, int64_t height, int64_t width,
-                             std::string odd) {
+                             StringHandle odd) {
   return unpool_on_cuda(ll, lh, hl, hh, height, width, parse_odd(odd));
 }
 

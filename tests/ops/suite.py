@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import inspect
 import math
 import zlib
@@ -228,6 +230,24 @@ class OperatorSuite:
         self.run(type(self).function, case, [torch.randn_like(y) for y in self.call(case)])
         after = [x for x in case.tensors.values() if x is not None]
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    def test_calls_keep_no_memory(self, backend: str) -> None:
+        """A leak of some bytes a call is also what keeps the allocator from using the memory around it again."""
+        libc = ctypes.CDLL(None)
+        if backend != "compiled" or not hasattr(libc, "mallinfo2"):
+            pytest.skip("what malloc holds is glibc's to tell, and the compiled library's to keep")
+        libc.mallinfo2.restype = type("mallinfo2", (ctypes.Structure,), {"_fields_": [("x", ctypes.c_size_t * 10)]})
+        case = self.cases[self.typical]().to("cpu", torch.float32)
+        upstream = [torch.randn_like(y) for y in self.call(case)]
+
+        def held(calls: int) -> int:
+            for _ in range(calls):
+                self.run(type(self).function, case, upstream)
+            gc.collect()
+            return int(libc.mallinfo2().x[7])  # uordblks
+
+        before = held(300)
+        assert held(1000) - before < 16 * 1000
 
     def test_compiles_without_a_graph_break(self, backend: str, device: str) -> None:
         if backend == "triton" and device == "cpu":
