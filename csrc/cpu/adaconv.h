@@ -67,7 +67,7 @@ class AdaConvForward {
   explicit AdaConvForward(const AdaConvArgs<T>& args) : args_(args), p_(args.problem), x_(p_), converted_(p_.w, 0) {}
 
   void statistics(int64_t nc) const {
-    instance_statistics(args_.input + nc / p_.c * p_.input.n + nc % p_.c * p_.input.p, p_.h, p_.w, p_.input.row,
+    instance_statistics(input_plane(nc), p_.h, p_.w, p_.input.row,
                         args_.eps, args_.correction, args_.mean + nc, args_.rstd + nc);
   }
 
@@ -84,9 +84,11 @@ class AdaConvForward {
   }
 
  private:
+  const T* input_plane(int64_t nc) const { return args_.input + nc / p_.c * p_.input.n + nc % p_.c * p_.input.p; }
+
   void depthwise(int64_t n, int64_t g, int64_t row0, int64_t row1) {
     const int64_t nc = n * p_.c + g;
-    DepthwisePlane<T> plane{.x = args_.input + n * p_.input.n + g * p_.input.p,
+    DepthwisePlane<T> plane{.x = input_plane(nc),
                             .h = p_.h,
                             .w = p_.w,
                             .row = p_.input.row,
@@ -113,7 +115,7 @@ class AdaConvForward {
       return kernel[(o * p_.group_in() + m) * taps + a * p_.kw + b];
     });
     const A* const bias = args_.bias ? args_.bias + no : nullptr;
-    for_row_blocks<B>(i1 - i0, [&](int64_t i, auto rows) {
+    for_row_blocks<kBlockRows<B>>(i1 - i0, [&](int64_t i, auto rows) {
       T* const y = args_.output + (no * p_.h + i0 + i) * p_.w;
       if constexpr (std::is_same_v<T, A>) {
         convolve_block<K, B, rows>(x_.from(i), weights, bias, TargetPlanes<A>{y, p_.h * p_.w, p_.w, args_.streamed},

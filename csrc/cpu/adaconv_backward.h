@@ -94,7 +94,7 @@ class AdaConvBackwardInput {
     const A* const weights = weights_.pack(p_.group_out(), p_.kh, p_.kw, B, [&](int64_t o, int m, int a, int b) {
       return kernel[(o * p_.group_in() + m) * taps - a * p_.kw - b];
     });
-    for_row_blocks<B>(count, [&](int64_t i, auto rows) {
+    for_row_blocks<kBlockRows<B>>(count, [&](int64_t i, auto rows) {
       rows_.resize(B * rows);
       const int64_t stride = rows_.stride();
       convolve_block<K, B, rows>(

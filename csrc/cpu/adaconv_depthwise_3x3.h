@@ -29,40 +29,51 @@ STYLEKERN_INLINE A beyond(Padding padding, A end, A inner) {
   return padding == Padding::kReflect ? inner : padding == Padding::kReplicate ? end : A(0);
 }
 
-// R rows of one vector of columns, from column j on. `first` and `last`: the row begins or ends with it.
-template <int R, bool first, bool last, class T>
-STYLEKERN_INLINE void depthwise_vector(const DepthwisePlane<T>& p, const T* const (&rows)[R + 2],
-                                       const Vec<Acc<T>> (&weights)[9], int64_t j, T* y) {
+// R rows of V vectors of columns, from column j[v] on. `first` and `last`: the row begins with the first, ends with the
+// last of them.
+//
+// Three rows of sums take part in a row of x, and an addition to a sum waits for the one before it: with two vectors there
+// are enough of them to wait for nothing.
+template <int R, int V, bool first, bool last, class T>
+STYLEKERN_INLINE void depthwise_vectors(const DepthwisePlane<T>& p, const T* const (&rows)[R + 2],
+                                        const Vec<Acc<T>> (&weights)[9], const int64_t (&j)[V], T* y) {
   using A = Acc<T>;
   constexpr int lanes = kLanes<A>;
-  Vec<A> sum[R];
+  const std::integral_constant<int, lanes> whole;
+  Vec<A> sum[R][V];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) sum[r] = broadcast(p.bias);
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) sum[r][v] = broadcast(p.bias);
 #pragma GCC unroll 16
   for (int q = 0; q < R + 2; ++q) {
     if (!rows[q]) continue;
-    const T* const x = rows[q] + j;
-    const Vec<A> here = load(x) - p.mean;
-    Vec<A> left, right;
-    if constexpr (first)
-      left = shift_up(broadcast(beyond<A>(p.padding, here[0], here[1])), here);
-    else
-      left = load(x - 1) - p.mean;
-    if constexpr (last)
-      right = shift_down(here, broadcast(beyond<A>(p.padding, here[lanes - 1], here[lanes - 2])));
-    else
-      right = load(x + 1) - p.mean;
+    Vec<A> x[3][V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      const T* const here = rows[q] + j[v];
+      x[1][v] = load(here) - p.mean;
+      if (first && v == 0)
+        x[0][v] = shift_up(broadcast(beyond<A>(p.padding, x[1][v][0], x[1][v][1])), x[1][v]);
+      else
+        x[0][v] = load(here - 1) - p.mean;
+      if (last && v == V - 1)
+        x[2][v] = shift_down(x[1][v], broadcast(beyond<A>(p.padding, x[1][v][lanes - 1], x[1][v][lanes - 2])));
+      else
+        x[2][v] = load(here + 1) - p.mean;
+    }
 #pragma GCC unroll 3
-    for (int a = 0; a < 3; ++a)
-      if (q - a >= 0 && q - a < R) {
-        sum[q - a] = fma(weights[3 * a], left, sum[q - a]);
-        sum[q - a] = fma(weights[3 * a + 1], here, sum[q - a]);
-        sum[q - a] = fma(weights[3 * a + 2], right, sum[q - a]);
-      }
+    for (int b = 0; b < 3; ++b)
+#pragma GCC unroll 3
+      for (int a = 0; a < 3; ++a)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v)
+          if (q - a >= 0 && q - a < R) sum[q - a][v] = fma(weights[3 * a + b], x[b][v], sum[q - a][v]);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
-    store_or_stream(y + r * p.w + j, sum[r], std::integral_constant<int, lanes>(), p.streamed);
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) store_or_stream(y + r * p.w + j[v], sum[r][v], whole, p.streamed);
 }
 
 // Rows [row0, row1) of a plane that is wider than a vector. A last vector that is not whole reaches back over columns
@@ -70,18 +81,23 @@ STYLEKERN_INLINE void depthwise_vector(const DepthwisePlane<T>& p, const T* cons
 template <class T>
 void depthwise_3x3(const DepthwisePlane<T> p, int64_t row0, int64_t row1) {
   using A = Acc<T>;
-  constexpr int lanes = kLanes<A>;
+  constexpr int64_t lanes = kLanes<A>;
+  const int64_t end = p.w - lanes;  // where the last vector begins
   Vec<A> weights[9];
   for (int k = 0; k < 9; ++k) weights[k] = broadcast(p.kernel[k] * p.rstd);
-  for_row_blocks<1>(row1 - row0, [&](int64_t i, auto size) STYLEKERN_ALWAYS_INLINE {
+  for_row_blocks<4>(row1 - row0, [&](int64_t i, auto size) STYLEKERN_ALWAYS_INLINE {
     constexpr int R = size;
     const T* rows[R + 2];
     for (int q = 0; q < R + 2; ++q) rows[q] = p.source(row0 + i + q - 1);
     T* const y = p.y + (row0 + i) * p.w;
-    depthwise_vector<R, true, false>(p, rows, weights, 0, y);
-    int64_t j = lanes;
-    for (; j + lanes < p.w; j += lanes) depthwise_vector<R, false, false>(p, rows, weights, j, y);
-    depthwise_vector<R, false, true>(p, rows, weights, p.w - lanes, y);
+    if (end <= lanes) return depthwise_vectors<R, 2, true, true>(p, rows, weights, {0, end}, y);
+    depthwise_vectors<R, 2, true, false>(p, rows, weights, {0, lanes}, y);
+    int64_t j = 2 * lanes;
+    for (; j + lanes < end; j += 2 * lanes) depthwise_vectors<R, 2, false, false>(p, rows, weights, {j, j + lanes}, y);
+    if (j < end)
+      depthwise_vectors<R, 2, false, true>(p, rows, weights, {j, end}, y);
+    else
+      depthwise_vectors<R, 1, false, true>(p, rows, weights, {end}, y);
   });
 }
 

@@ -126,11 +126,10 @@ __attribute__((noinline)) void convolve_block(const SourcePlanes<A> from, const 
                         STYLEKERN_ALWAYS_INLINE { convolve_vector<K, B, R>(from, weights, bias, to, j, count); });
 }
 
-// Calls block(i, R) with R constant for blocks of rows that cover [0, rows). The last block reaches back over rows that
+// Calls block(i, size) for blocks of R rows, or of one, that cover [0, rows). The last block reaches back over rows that
 // are done already, which costs less than rows one by one.
-template <int B, class F>
+template <int R, class F>
 STYLEKERN_INLINE void for_row_blocks(int64_t rows, F&& block) {
-  constexpr int R = kBlockRows<B>;
   if (rows < R) {
     for (int64_t i = 0; i < rows; ++i) block(i, std::integral_constant<int, 1>{});
     return;
