@@ -55,7 +55,7 @@ class PlaneMoments {
 
   PlaneMoments(const T* plane, int64_t h, int64_t w, int64_t row) : plane_(plane), h_(h), w_(w), row_(row) {
     if (row == w && w % kLanes<A>) w_ *= std::exchange(h_, 1);  // rows that touch are one long row
-    const int64_t first = std::min<int64_t>(row == w ? h * w : w, 256);
+    const int64_t first = std::min<int64_t>(row == w ? h * w : w, 64);
     LaneSum sum;
     for_vectors<A>(first, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { sum.add(load(plane + j, count)); });
     restart(A(sum.total() / double(first)));
@@ -81,15 +81,16 @@ class PlaneMoments {
   void add_all() {
     RunningMoments<A> running = this->running();
     for (int64_t i = 0; i < h_; ++i) {
-      for (int64_t j0 = 0; j0 < w_; j0 += kPending) {  // a long row is several
-        const T* x = row(i) + j0;
-        for_vectors<A>(std::min(w_ - j0, kPending), [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-          add(running, load(x + j, count), count);
-          if (w_ > kPending) running.alternate();
-        });
-        if (w_ > kPending) collect(running);
+      if (w_ <= kPending) {
+        for_vectors<A>(w_, [&](int64_t j, auto count)
+                               STYLEKERN_ALWAYS_INLINE { add(running, load(row(i) + j, count), count); });
+        end_row(running);
+        continue;
       }
-      if (w_ <= kPending) end_row(running);
+      for (int64_t j0 = 0; j0 < w_; j0 += kPending) {  // a long row is several
+        add_long(running, row(i) + j0, std::min(w_ - j0, kPending));
+        collect(running);
+      }
     }
     collect(running);
   }
@@ -122,6 +123,18 @@ class PlaneMoments {
     mean /= double(h_) * double(w_);
     each([&](double x) { m2 += (x - mean) * (x - mean); });
     return {mean, m2};
+  }
+
+  // Vectors alternate between the two sums.
+  STYLEKERN_INLINE static void add_long(RunningMoments<A>& to, const T* x, int64_t length) {
+    constexpr int64_t lanes = kLanes<A>;
+    RunningMoments<A> even = to, odd = to;
+    odd.alternate();
+    int64_t j = 0;
+    for (; j + 2 * lanes <= length; j += 2 * lanes) even.add(load(x + j)), odd.add(load(x + j + lanes));
+    to = even, to.other_sum = odd.sum, to.other_squares = odd.squares;
+    for_vectors<A>(length - j, [&](int64_t k, auto count)
+                                   STYLEKERN_ALWAYS_INLINE { add(to, load(x + j + k, count), count); });
   }
 
   template <int lanes>
