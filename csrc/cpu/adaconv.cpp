@@ -141,7 +141,8 @@ std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::opt
     args.mean = normalize ? mutable_data<A>(mean) : nullptr;
     args.rstd = normalize ? mutable_data<A>(rstd) : nullptr;
     args.eps = eps, args.correction = correction;
-    args.streamed = worth_streaming(args.output, output.numel() * int64_t(sizeof(T)), p.w * int64_t(sizeof(T)));
+    args.streamed = worth_streaming(args.output, output.numel() * int64_t(sizeof(T)), p.w * int64_t(sizeof(T)),
+                                    p.h * p.w * int64_t(sizeof(T)));
     forward(args);
   });
   return {output, mean, rstd};

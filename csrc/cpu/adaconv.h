@@ -67,8 +67,8 @@ class AdaConvForward {
   explicit AdaConvForward(const AdaConvArgs<T>& args) : args_(args), p_(args.problem), x_(p_), converted_(p_.w, 0) {}
 
   void statistics(int64_t nc) const {
-    instance_statistics(input_plane(nc), p_.h, p_.w, p_.input.row,
-                        args_.eps, args_.correction, args_.mean + nc, args_.rstd + nc);
+    instance_statistics(input_plane(nc), p_.h, p_.w, p_.input.row, args_.eps, args_.correction, args_.mean + nc,
+                        args_.rstd + nc);
   }
 
   // Rows [row0, row1) of a sample and group.

@@ -32,8 +32,8 @@ STYLEKERN_INLINE A beyond(Padding padding, A end, A inner) {
 // R rows of V vectors of columns, from column j[v] on. `first` and `last`: the row begins with the first, ends with the
 // last of them.
 //
-// Three rows of sums take part in a row of x, and an addition to a sum waits for the one before it: with two vectors there
-// are enough of them to wait for nothing.
+// Three rows of sums take part in a row of x, and an addition to a sum waits for the one before it: with two vectors
+// there are enough of them to wait for nothing.
 template <int R, int V, bool first, bool last, class T>
 STYLEKERN_INLINE void depthwise_vectors(const DepthwisePlane<T>& p, const T* const (&rows)[R + 2],
                                         const Vec<Acc<T>> (&weights)[9], const int64_t (&j)[V], T* y) {

@@ -126,8 +126,8 @@ __attribute__((noinline)) void convolve_block(const SourcePlanes<A> from, const 
                         STYLEKERN_ALWAYS_INLINE { convolve_vector<K, B, R>(from, weights, bias, to, j, count); });
 }
 
-// Calls block(i, size) for blocks of R rows, or of one, that cover [0, rows). The last block reaches back over rows that
-// are done already, which costs less than rows one by one.
+// Calls block(i, size) for blocks of R rows, or of one, that cover [0, rows). The last block reaches back over rows
+// that are done already, which costs less than rows one by one.
 template <int R, class F>
 STYLEKERN_INLINE void for_row_blocks(int64_t rows, F&& block) {
   if (rows < R) {

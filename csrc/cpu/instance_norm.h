@@ -82,8 +82,8 @@ class PlaneMoments {
     RunningMoments<A> running = this->running();
     for (int64_t i = 0; i < h_; ++i) {
       if (w_ <= kPending) {
-        for_vectors<A>(w_, [&](int64_t j, auto count)
-                               STYLEKERN_ALWAYS_INLINE { add(running, load(row(i) + j, count), count); });
+        for_vectors<A>(
+            w_, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { add(running, load(row(i) + j, count), count); });
         end_row(running);
         continue;
       }
@@ -133,8 +133,8 @@ class PlaneMoments {
     int64_t j = 0;
     for (; j + 2 * lanes <= length; j += 2 * lanes) even.add(load(x + j)), odd.add(load(x + j + lanes));
     to = even, to.other_sum = odd.sum, to.other_squares = odd.squares;
-    for_vectors<A>(length - j, [&](int64_t k, auto count)
-                                   STYLEKERN_ALWAYS_INLINE { add(to, load(x + j + k, count), count); });
+    for_vectors<A>(length - j,
+                   [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE { add(to, load(x + j + k, count), count); });
   }
 
   template <int lanes>

@@ -140,7 +140,8 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertic
     args.mean = normalize ? mutable_data<Acc<T>>(mean) : nullptr;
     args.rstd = normalize ? mutable_data<Acc<T>>(rstd) : nullptr;
     args.eps = eps, args.correction = correction;
-    args.streamed = worth_streaming(args.output, output.numel() * int64_t(sizeof(T)), p.w * int64_t(sizeof(T)));
+    args.streamed = worth_streaming(args.output, output.numel() * int64_t(sizeof(T)), p.w * int64_t(sizeof(T)),
+                                    p.h * p.w * int64_t(sizeof(T)));
     forward(args);
   });
   return {output, mean, rstd};
@@ -171,8 +172,8 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv_backward(Tensor grad, Tenso
     args.grad_horizontal = need_horizontal ? mutable_data<T>(grad_horizontal) : nullptr;
     args.correction = correction;
     const int64_t results = (grad_vertical.numel() + grad_horizontal.numel()) * int64_t(sizeof(T));
-    args.streamed = worth_streaming(args.grad_vertical, results, p.w * int64_t(sizeof(T))) &&
-                    worth_streaming(args.grad_horizontal, results, p.w * int64_t(sizeof(T)));
+    args.streamed = worth_streaming(args.grad_vertical, results, p.w * int64_t(sizeof(T)), results) &&
+                    worth_streaming(args.grad_horizontal, results, p.w * int64_t(sizeof(T)), results);
     backward(args, input);
   });
   return gradients;
