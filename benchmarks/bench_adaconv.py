@@ -1,4 +1,4 @@
-"""adaconv at the four scales of the decoder at 256 pixels, groups C / 1, 2, 4 and 8, and at an odd size."""
+"""adaconv at the decoder's four scales at 256 pixels, C/G 1, 2, 4 and 8, and at sizes that are no power of two."""
 
 from __future__ import annotations
 
@@ -51,12 +51,22 @@ def normalize_shift_and_sum(x: Tensor, spatial: Tensor, pointwise: Tensor, bias:
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize(
-    ("c", "size", "h", "w"),
-    [(512, 1, 32, 32), (256, 2, 64, 64), (128, 4, 128, 128), (64, 8, 256, 256), (512, 1, 45, 67)],
+    ("n", "c", "size", "h", "w"),
+    [
+        (4, 512, 1, 32, 32),
+        (8, 512, 1, 45, 67),
+        (4, 256, 2, 64, 64),
+        (4, 256, 2, 75, 50),
+        (2, 128, 4, 128, 128),
+        (2, 128, 4, 150, 100),
+        (1, 64, 8, 256, 256),
+        (1, 64, 8, 300, 200),
+    ],
 )
-def test_adaconv(benchmark: Any, table: list[dict[str, str]], c: int, size: int, h: int, w: int, backward: bool):
+def test_adaconv(
+    benchmark: Any, table: list[dict[str, str]], n: int, c: int, size: int, h: int, w: int, backward: bool
+):
     torch.manual_seed(0)
-    n = 4
     x = torch.randn(n, c, h, w, device=DEVICE)
     spatial = torch.randn(n, c, size, 3, 3, device=DEVICE)
     pointwise, bias = torch.randn(n, c, size, device=DEVICE), torch.randn(n, c, device=DEVICE)

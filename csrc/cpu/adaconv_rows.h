@@ -64,53 +64,36 @@ class BlockWeights {
 template <int B>
 inline constexpr int kBlockRows = std::min(8, (kBytes == 64 ? 16 : 8) / B);
 
-// A row further, by an addition: the compiler else computes every row's address before a loop, more than it has
-// registers for.
-template <class A>
-STYLEKERN_INLINE const A* step(const A* row, int64_t stride) {
-  row += stride;
-  asm("" : "+r"(row));
-  return row;
-}
-
 // y[o,r,j] = bias[o] + sum over m, a, b of weights[m,a,b,o] * x[m,r+a,j+b], for B outputs and R rows.
 //
-// A vector of x is loaded once for all outputs, and for all rows that a tap of the column b takes it to.
+// Tap by tap: R vectors of x and one weight at a time lie in registers beside the sums, and each is used B times or R
+// times. (Row by row, x would be loaded less often still, but weights then wait in registers for the rows to come, and
+// do not fit.)
 template <int K, int B, int R, class A, class N>
-STYLEKERN_INLINE void convolve_vector(const SourcePlanes<A> from, const A* weights, const A* bias,
-                                      const TargetPlanes<A> to, int64_t j, N count) {
+STYLEKERN_INLINE void convolve_vector(const SourcePlanes<A>& from, const A* weights, const A* bias,
+                                      const TargetPlanes<A>& to, int64_t j, N count) {
+  const int kh = K ? K : from.kh, kw = K ? K : from.kw;
   Vec<A> sum[B][R];
 #pragma GCC unroll 8
   for (int o = 0; o < B; ++o)
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) sum[o][r] = broadcast(bias ? bias[o] : A(0));
-  const A* x = from.x + j;
-  for (int64_t m = 0; m < from.planes; ++m, x += from.plane) {
-    if constexpr (K > 0) {
-      const A* row = x;
-#pragma GCC unroll 16
-      for (int q = 0; q < R + K - 1; ++q, row = step(row, from.row))
+  const A* plane = from.x + j;
+  for (int64_t m = 0; m < from.planes; ++m, plane += from.plane) {
+    const A* row = plane;
+    for (int a = 0; a < kh; ++a, row += from.row)
+#pragma GCC unroll 3
+      for (int b = 0; b < kw; ++b, weights += B) {
+        Vec<A> x[R];
 #pragma GCC unroll 8
-        for (int b = 0; b < K; ++b) {
-          const Vec<A> xqb = in_register(load(row + b));
+        for (int r = 0; r < R; ++r) x[r] = in_register(load(row + r * from.row + b));
 #pragma GCC unroll 8
-          for (int a = 0; a < K; ++a)
-            if (q - a >= 0 && q - a < R)
+        for (int o = 0; o < B; ++o) {
+          const Vec<A> weight = broadcast(weights[o]);
 #pragma GCC unroll 8
-              for (int o = 0; o < B; ++o)
-                sum[o][q - a] = fma(broadcast(weights[(a * K + b) * B + o]), xqb, sum[o][q - a]);
+          for (int r = 0; r < R; ++r) sum[o][r] = fma(weight, x[r], sum[o][r]);
         }
-      weights += K * K * B;
-    } else {
-      for (int a = 0; a < from.kh; ++a)
-        for (int b = 0; b < from.kw; ++b, weights += B)
-#pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) {
-            const Vec<A> xab = in_register(load(x + (r + a) * from.row + b));
-#pragma GCC unroll 8
-            for (int o = 0; o < B; ++o) sum[o][r] = fma(broadcast(weights[o]), xab, sum[o][r]);
-          }
-    }
+      }
   }
 #pragma GCC unroll 8
   for (int o = 0; o < B; ++o)
