@@ -11,28 +11,8 @@
 namespace stylekern {
 namespace {
 
-// Bands of rows a sample and group is cut into: one, unless there are too few of those for the threads.
-int64_t band_count(const AdaConv& p) {
-  const int64_t units = p.n * p.groups, wanted = 4 * int64_t(torch::stable::get_num_threads());
-  if (units >= wanted) return 1;
-  const int64_t thinnest = std::max<int64_t>(2 * p.kh, 8);  // rows computed twice stay below those computed once
-  return std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(p.h / thinnest, 1));
-}
-
-// About how many multiplications a row of one sample and group costs, and all of its rows.
-int64_t cost_of_row(const AdaConv& p) { return p.group_out() * p.w * (p.group_in() * p.kh * p.kw + 4) / 4 + 1; }
-
-// Calls work(state, n, g, row0, row1) for every band, on torch's threads, with a state per chunk that make() returns.
-template <class Make, class Work>
-void for_bands(const AdaConv& p, int64_t bands, Make make, Work work) {
-  parallel_for(p.n * p.groups * bands, p.h * cost_of_row(p) / bands, [&](int64_t begin, int64_t end) {
-    auto state = make();
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t unit = i / bands, band = i % bands;
-      work(state, unit / p.groups, unit % p.groups, p.h * band / bands, p.h * (band + 1) / bands);
-    }
-  });
-}
+// About how many multiplications a sample and group costs: what decides whether threads are worth waking.
+int64_t cost(const AdaConv& p) { return p.group_out() * p.h * p.w * (p.group_in() * p.kh * p.kw + 4) / 4; }
 
 // Calls f(kernels) with the kernels of this processor's target.
 template <class T, class F>
@@ -46,7 +26,7 @@ void with_kernels(const AdaConv& p, const F& f) {
 template <class T>
 void forward(const AdaConvArgs<T>& args) {
   const AdaConv& p = args.problem;
-  const int64_t bands = band_count(p);
+  const int64_t bands = band_count(p.n * p.groups, p.h, p.kh);
   with_kernels<T>(p, [&](const auto& kernels) {
     // A group is convolved right after its statistics, while it is in cache.
     if (args.mean && bands > 1)
@@ -55,8 +35,8 @@ void forward(const AdaConvArgs<T>& args) {
         for (int64_t nc = begin; nc < end; ++nc) conv.statistics(nc);
       });
     for_bands(
-        p, bands, [&] { return kernels.forward(args); },
-        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1) {
+        p, bands, cost(p) / bands, [&] { return kernels.forward(args); },
+        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1, bool) {
           if (args.mean && bands == 1)
             for (int64_t m = 0; m < p.group_in(); ++m) conv.statistics(n * p.c + g * p.group_in() + m);
           conv.run(n, g, row0, row1);
@@ -68,7 +48,7 @@ template <class T>
 void backward_input(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
   using A = Acc<T>;
   const AdaConv& p = args.problem;
-  const int64_t bands = band_count(p), plane = p.h * p.w;
+  const int64_t bands = band_count(p.n * p.groups, p.h, p.kh), plane = p.h * p.w;
   // The gradient of x is summed in place, or for 16-bit types in a buffer: a group's planes of this thread, or, where
   // several bands fill a plane, all planes.
   const bool in_place = std::is_same_v<T, A>;
@@ -80,8 +60,8 @@ void backward_input(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
   };
   with_kernels<T>(p, [&](const auto& kernels) {
     for_bands(
-        p, bands, [&] { return std::pair{kernels.backward_input(args), std::vector<A>()}; },
-        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1) {
+        p, bands, cost(p) / bands, [&] { return std::pair{kernels.backward_input(args), std::vector<A>()}; },
+        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, bool) {
           auto& [conv, own_planes] = state;
           const int64_t first = g * p.group_in();
           A* grad_x = nullptr;
@@ -109,7 +89,7 @@ void backward_kernel(const AdaConvBackwardArgs<T>& args) {
   const int64_t units = p.n * p.groups, wanted = 4 * int64_t(torch::stable::get_num_threads());
   const int64_t parts = std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(p.group_out() / 2, 1));
   with_kernels<T>(p, [&](const auto& kernels) {
-    parallel_for(units * parts, p.h * cost_of_row(p) / parts, [&](int64_t begin, int64_t end) {
+    parallel_for(units * parts, cost(p) / parts, [&](int64_t begin, int64_t end) {
       auto conv = kernels.backward_kernel(args);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t unit = i / parts, part = i % parts;

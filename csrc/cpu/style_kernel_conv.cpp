@@ -12,32 +12,10 @@
 namespace stylekern {
 namespace {
 
-// Bands of rows a sample and group is cut into: one, unless there are too few of those for the threads. A band is
-// never thinner than the taps reach, so that what bands compute twice stays below what they compute once.
-int64_t band_count(const StyleKernelConv& p) {
-  const int64_t units = p.n * p.groups, wanted = 4 * int64_t(torch::stable::get_num_threads());
-  if (units >= wanted) return 1;
-  const int64_t thinnest = std::max<int64_t>(2 * p.kv, 8);
-  return std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(p.h / thinnest, 1));
-}
-
-// About how many multiplications a value of the output costs: what decides whether threads are worth waking.
-int64_t cost_per_value(const StyleKernelConv& p) {
-  return p.composition == Composition::kOuter ? int64_t{p.kv} * p.kh : p.kv + p.kh;
-}
-
-// Calls work(state, n, g, row0, row1, more) for every band, on torch's threads, with a state per chunk that make()
-// returns; `more` where the next band is of the same chunk.
-template <class Make, class Work>
-void for_bands(const StyleKernelConv& p, int64_t bands, Make make, Work work) {
-  const int64_t values = p.channels_per_group() * p.h * p.w / bands * cost_per_value(p);
-  parallel_for(p.n * p.groups * bands, values, [&](int64_t begin, int64_t end) {
-    auto state = make();
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t unit = i / bands, band = i % bands;
-      work(state, unit / p.groups, unit % p.groups, p.h * band / bands, p.h * (band + 1) / bands, i + 1 < end);
-    }
-  });
+// About how many multiplications a sample and group costs: what decides whether threads are worth waking.
+int64_t cost(const StyleKernelConv& p) {
+  return p.channels_per_group() * p.h * p.w *
+         (p.composition == Composition::kOuter ? int64_t{p.kv} * p.kh : p.kv + p.kh);
 }
 
 // Calls f(kernels) with the kernels of this processor's target.
@@ -52,7 +30,7 @@ void with_kernels(const StyleKernelConv& p, const F& f) {
 template <class T>
 void forward(const StyleKernelConvArgs<T>& args) {
   const StyleKernelConv& p = args.problem;
-  const int64_t bands = band_count(p), cpg = p.channels_per_group();
+  const int64_t bands = band_count(p.n * p.groups, p.h, p.kv), cpg = p.channels_per_group();
   with_kernels<T>(p, [&](const auto& kernels) {
     // A whole plane is convolved right after its statistics, while it is in cache.
     if (args.mean && bands > 1)
@@ -61,7 +39,7 @@ void forward(const StyleKernelConvArgs<T>& args) {
         for (int64_t nc = begin; nc < end; ++nc) conv.statistics(nc);
       });
     for_bands(
-        p, bands, [&] { return kernels.forward(args); },
+        p, bands, cost(p) / bands, [&] { return kernels.forward(args); },
         [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1, bool more) {
           if (args.mean && bands == 1)
             for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) conv.statistics(n * p.c + c);
@@ -74,7 +52,7 @@ template <class T>
 void backward(const StyleKernelConvBackwardArgs<T>& args, const Tensor& input) {
   using A = Acc<T>;
   const StyleKernelConv& p = args.problem;
-  const int64_t bands = band_count(p), cpg = p.channels_per_group(), in_plane = p.in_h * p.in_w;
+  const int64_t bands = band_count(p.n * p.groups, p.h, p.kv), cpg = p.channels_per_group(), in_plane = p.in_h * p.in_w;
   // The gradient of x is summed in place, or for 16-bit types in a buffer: a group's planes of this thread, or, where
   // several bands fill a plane, all planes.
   const bool in_place = std::is_same_v<T, A>;
@@ -97,7 +75,7 @@ void backward(const StyleKernelConvBackwardArgs<T>& args, const Tensor& input) {
       return static_cast<A*>(buffer->mutable_data_ptr()) + first;
     };
     for_bands(
-        p, bands, [&] { return std::pair{kernels.backward(args), std::vector<A>()}; },
+        p, bands, cost(p) / bands, [&] { return std::pair{kernels.backward(args), std::vector<A>()}; },
         [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, bool) {
           auto& [conv, own_planes] = state;
           A* grad_x = nullptr;
