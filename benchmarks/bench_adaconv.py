@@ -54,7 +54,7 @@ def normalize_shift_and_sum(x: Tensor, spatial: Tensor, pointwise: Tensor, bias:
     ("n", "c", "size", "h", "w"),
     [
         (4, 512, 1, 32, 32),
-        (8, 512, 1, 45, 67),
+        (4, 512, 1, 45, 67),
         (4, 256, 2, 64, 64),
         (4, 256, 2, 75, 50),
         (2, 128, 4, 128, 128),
