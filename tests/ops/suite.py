@@ -6,7 +6,6 @@ import ctypes
 import gc
 import inspect
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,15 +77,6 @@ def assert_close(given: Tensor, truth: Tensor, dtype: torch.dtype, what: str, pl
     assert bias <= 4 * bound, f"{what}: signed bias {bias:.2e}"
 
 
-@pytest.fixture(autouse=True)
-def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """torch.empty gives NaN, so that a value which no kernel writes cannot pass; each test has inputs of its own."""
-    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 class OperatorSuite:
     """Subclasses set the operator's name, its functions, and its cases."""
 
@@ -105,6 +95,13 @@ class OperatorSuite:
             pytest.skip(f"{request.param}: {reason}")
         with stylekern.use_backend(request.param):
             yield request.param
+
+    @pytest.fixture
+    def compiled_op(self) -> Any:
+        """The compiled library's own; an installation without a compiler has no library."""
+        if reason := _backends.why_no_compiled(self.name, "cpu"):
+            pytest.skip(reason)
+        return OPERATORS[self.name]._ops["compiled"]
 
     def call(self, case: Case) -> tuple[Tensor, ...]:
         return outputs(type(self).function(**case.tensors, **case.options))
@@ -177,11 +174,9 @@ class OperatorSuite:
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
     @pytest.mark.parametrize("threads", [2, 3, 16])
-    def test_threads_do_not_change_a_bit(self, threaded_name: str, threads: int) -> None:
+    def test_threads_do_not_change_a_bit(self, threaded_name: str, threads: int, compiled_op: Any) -> None:
         """Of the registered op: what prepares its arguments is torch's own, which promises less."""
-        if _backends.why_no_compiled(self.name, "cpu"):
-            pytest.skip("nothing is compiled")
-        op, before = OPERATORS[self.name]._ops["compiled"], torch.get_num_threads()
+        before = torch.get_num_threads()
         for dtype in (torch.float32, torch.bfloat16):
             arguments = self.op_arguments(self.threaded[threaded_name]().to("cpu", dtype))
             arguments = tuple(x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in arguments)
@@ -191,7 +186,7 @@ class OperatorSuite:
                 results = []
                 for count in (1, threads):
                     torch.set_num_threads(count)
-                    given = outputs(op(*arguments))
+                    given = outputs(compiled_op(*arguments))
                     differentiable = [y for y in given if y.requires_grad]
                     upstream = upstream or [torch.randn_like(y) for y in differentiable]
                     results.append([*given, *torch.autograd.grad(differentiable, leaves, upstream)])
@@ -231,18 +226,19 @@ class OperatorSuite:
         after = [x for x in case.tensors.values() if x is not None]
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
-    def test_calls_keep_no_memory(self, backend: str) -> None:
+    def test_calls_keep_no_memory(self, compiled_op: Any) -> None:
         """A leak of some bytes a call is also what keeps the allocator from using the memory around it again."""
         libc = ctypes.CDLL(None)
-        if backend != "compiled" or not hasattr(libc, "mallinfo2"):
-            pytest.skip("what malloc holds is glibc's to tell, and the compiled library's to keep")
+        if not hasattr(libc, "mallinfo2"):
+            pytest.skip("only glibc, from 2.33 on, tells what malloc holds")
         libc.mallinfo2.restype = type("mallinfo2", (ctypes.Structure,), {"_fields_": [("x", ctypes.c_size_t * 10)]})
         case = self.cases[self.typical]().to("cpu", torch.float32)
         upstream = [torch.randn_like(y) for y in self.call(case)]
 
         def held(calls: int) -> int:
-            for _ in range(calls):
-                self.run(type(self).function, case, upstream)
+            with stylekern.use_backend("compiled"):
+                for _ in range(calls):
+                    self.run(type(self).function, case, upstream)
             gc.collect()
             return int(libc.mallinfo2().x[7])  # uordblks
 
@@ -265,9 +261,7 @@ class OperatorSuite:
             assert relative_error(a, b) <= TOLERANCE[torch.float32]
 
     @pytest.mark.slow
-    def test_exports_to_a_program_without_python(self, tmp_path: Path) -> None:
-        if _backends.why_no_compiled(self.name, "cpu"):
-            pytest.skip("nothing is compiled")
+    def test_exports_to_a_program_without_python(self, tmp_path: Path, compiled_op: Any) -> None:
         case = self.cases[self.typical]().to("cpu", torch.float32)
         names = list(case.tensors)
         tensors = tuple(None if x is None else x.detach() for x in case.tensors.values())
@@ -310,9 +304,7 @@ class OperatorSuite:
             with pytest.raises(RuntimeError, match="jvp"):
                 type(self).function(**tensors, **case.options)
 
-    def test_schemas_of_library_and_python_agree(self) -> None:
-        if _backends.why_no_compiled(self.name, "cpu"):
-            pytest.skip("nothing is compiled")
+    def test_schemas_of_library_and_python_agree(self, compiled_op: Any) -> None:
         for name in (self.name, f"{self.name}_backward"):
             compiled = getattr(torch.ops.stylekern, name).default._schema
             python = getattr(torch.ops.stylekern_triton, name).default._schema
@@ -338,13 +330,3 @@ class OperatorSuite:
 
     def test_is_in_the_table(self) -> None:
         assert self.name in OPERATORS
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrises by the subclass's own cases; a test module imports this name."""
-    if "threaded_name" in metafunc.fixturenames:
-        metafunc.parametrize("threaded_name", metafunc.cls.threaded)
-    if "case_name" in metafunc.fixturenames and metafunc.function.__name__ != "test_opcheck":
-        metafunc.parametrize("case_name", metafunc.cls.cases)
-    if "bad_name" in metafunc.fixturenames:
-        metafunc.parametrize("bad_name", metafunc.cls.bad)
