@@ -46,6 +46,19 @@ class Case:
         return Case({k: None if x is None else x.detach().requires_grad_() for k, x in moved.items()}, self.options)
 
 
+def arguments_of(make: Callable[[], Case], **changes: Any) -> Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Builds a call's arguments, float32, some of them replaced; values that are functions change the tensor."""
+
+    def build() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        tensors: dict[str, Any] = {k: None if x is None else x.float() for k, x in make().tensors.items()}
+        for name in tensors.keys() & changes.keys():
+            change = changes[name]
+            tensors[name] = change(tensors[name]) if callable(change) else change
+        return tuple(tensors.values()), {k: v for k, v in changes.items() if k not in tensors}
+
+    return build
+
+
 def outputs(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """What a function returned, one tensor or several."""
     return (result,) if isinstance(result, Tensor) else tuple(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from stylekern import reference
 from stylekern.ops import adaconv
 
-from .suite import Case, OperatorSuite, relative_error
+from .suite import Case, OperatorSuite, arguments_of, relative_error
 
 
 def make(
@@ -37,17 +38,7 @@ def make(
     return Case(tensors, options)
 
 
-def call(**changes: Any) -> Any:
-    """Arguments of a call, float32; values that are functions change the tensor."""
-
-    def build() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        tensors: dict[str, Any] = {k: None if x is None else x.float() for k, x in make().tensors.items()}
-        for name in list(tensors):
-            if name in changes:
-                tensors[name] = changes[name](tensors[name])
-        return tuple(tensors.values()), {k: v for k, v in changes.items() if k not in tensors}
-
-    return build
+call = partial(arguments_of, make)
 
 
 class TestAdaconv(OperatorSuite):

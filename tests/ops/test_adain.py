@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from stylekern import reference
 from stylekern.ops import adain
 
-from .suite import Case, OperatorSuite, relative_error
+from .suite import Case, OperatorSuite, arguments_of, relative_error
 
 
 def make(n: int = 2, c: int = 3, h: int = 7, w: int = 19, hs: int = 5, ws: int = 9, **options: Any) -> Case:
@@ -20,17 +21,7 @@ def make(n: int = 2, c: int = 3, h: int = 7, w: int = 19, hs: int = 5, ws: int =
     return Case({"content": content + 1, "style": 2 * style - 3}, options)
 
 
-def call(**changes: Any) -> Any:
-    """Arguments of a call, float32; values that are functions change the tensor."""
-
-    def build() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        tensors: dict[str, Any] = {k: None if x is None else x.float() for k, x in make().tensors.items()}
-        for name in list(tensors):
-            if name in changes:
-                tensors[name] = changes[name](tensors[name])
-        return tuple(tensors.values()), {k: v for k, v in changes.items() if k not in tensors}
-
-    return build
+call = partial(arguments_of, make)
 
 
 class TestAdain(OperatorSuite):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from stylekern import reference
 from stylekern.ops import factorized_instance_norm
 
-from .suite import Case, OperatorSuite, relative_error
+from .suite import Case, OperatorSuite, arguments_of, relative_error
 
 
 def make(n: int = 2, c: int = 3, h: int = 7, w: int = 19, **options: Any) -> Case:
@@ -27,17 +28,7 @@ def make(n: int = 2, c: int = 3, h: int = 7, w: int = 19, **options: Any) -> Cas
     return Case({name: torch.randn(shape, dtype=torch.float64) + 0.5 for name, shape in shapes.items()}, options)
 
 
-def call(**changes: Any) -> Any:
-    """Arguments of a call, float32; values that are functions change the tensor."""
-
-    def build() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        tensors: dict[str, Any] = {k: None if x is None else x.float() for k, x in make().tensors.items()}
-        for name in list(tensors):
-            if name in changes:
-                tensors[name] = changes[name](tensors[name])
-        return tuple(tensors.values()), {}
-
-    return build
+call = partial(arguments_of, make)
 
 
 class TestFactorizedInstanceNorm(OperatorSuite):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from stylekern import reference
 from stylekern.ops import style_kernel_conv
 
-from .suite import TOLERANCE, Case, OperatorSuite, relative_error
+from .suite import TOLERANCE, Case, OperatorSuite, arguments_of, relative_error
 
 
 def make(
@@ -75,18 +76,7 @@ def cases() -> dict[str, Any]:
     return found
 
 
-def call(**changes: Any) -> Any:
-    """Arguments of a call, float32, some of them replaced; values that are functions change the tensor."""
-
-    def build() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        tensors: dict[str, Any] = {k: None if x is None else x.float() for k, x in make().tensors.items()}
-        for name in list(tensors):
-            if name in changes:
-                change = changes[name]
-                tensors[name] = change(tensors[name]) if callable(change) else change
-        return tuple(tensors.values()), {k: v for k, v in changes.items() if k not in tensors}
-
-    return build
+call = partial(arguments_of, make)
 
 
 class TestStyleKernelConv(OperatorSuite):
