@@ -38,6 +38,14 @@ STABLE_TORCH_LIBRARY(stylekern, m) {
       "-> Tensor");
   m.def("wavelet_unpool(Tensor ll, Tensor lh, Tensor hl, Tensor hh, SymInt height, SymInt width) -> Tensor");
   m.def("wavelet_unpool_backward(Tensor grad) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "cgm_attention(Tensor query, Tensor key, Tensor value, Tensor? gate_scale, Tensor? gate_bias, float alpha, "
+      "bool cosine, str gate_grad, float temperature, bool renormalize, float eps) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "cgm_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? gate_scale, "
+      "Tensor? gate_bias, Tensor output, Tensor lse, Tensor mass, float alpha, bool cosine, str gate_grad, "
+      "float temperature, bool renormalize, float eps, bool need_query, bool need_key, bool need_value, "
+      "bool need_gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 #ifndef STYLEKERN_CUDA_ARCHS

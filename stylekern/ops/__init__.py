@@ -5,6 +5,8 @@ from stylekern.ops.adaconv import OPERATOR as _adaconv
 from stylekern.ops.adaconv import adaconv
 from stylekern.ops.adain import OPERATOR as _adain
 from stylekern.ops.adain import adain
+from stylekern.ops.cgm_attention import OPERATOR as _cgm_attention
+from stylekern.ops.cgm_attention import cgm_attention
 from stylekern.ops.factorized_instance_norm import OPERATOR as _factorized_instance_norm
 from stylekern.ops.factorized_instance_norm import factorized_instance_norm
 from stylekern.ops.style_kernel_conv import OPERATOR as _style_kernel_conv
@@ -24,6 +26,7 @@ OPERATORS: dict[str, Operator] = {
         _factorized_instance_norm,
         _wavelet_pool,
         _wavelet_unpool,
+        _cgm_attention,
     )
 }
 
@@ -32,6 +35,7 @@ __all__ = [
     "WaveletBands",
     "adaconv",
     "adain",
+    "cgm_attention",
     "factorized_instance_norm",
     "style_kernel_conv",
     "wavelet_pool",

@@ -2,6 +2,7 @@
 
 from stylekern.reference.adaconv import adaconv
 from stylekern.reference.adain import adain
+from stylekern.reference.cgm_attention import cgm_attention
 from stylekern.reference.factorized_instance_norm import factorized_instance_norm
 from stylekern.reference.style_kernel_conv import style_kernel_conv
 from stylekern.reference.wavelet_pool import wavelet_pool
@@ -10,6 +11,7 @@ from stylekern.reference.wavelet_unpool import wavelet_unpool
 __all__ = [
     "adaconv",
     "adain",
+    "cgm_attention",
     "factorized_instance_norm",
     "style_kernel_conv",
     "wavelet_pool",
