@@ -27,10 +27,11 @@ def blocks(x: Tensor) -> dict[str, object]:
     A result's 512 columns together would not fit into the registers, so a program makes some and the scores are made
     again for the others.
     """
-    query, key, depth, width = {8: (32, 32, 16, 64), 4: (64, 64, 32, 128), 2: (64, 64, 64, 256)}[x.element_size()]
+    query, key, depth, width = {8: (32, 32, 16, 64), 4: (64, 32, 16, 128), 2: (64, 64, 64, 256)}[x.element_size()]
     return {
         "BLOCK_Q": query, "BLOCK_K": key, "BLOCK_D": depth, "BLOCK_W": width,
         "PRECISION": PRECISION if x.dtype == torch.float32 else "ieee", "ACC": accumulator(x), "num_warps": 8,
+        "maxnreg": 255,  # unsaid, the assembler spills some bytes where that fits a second program beside the first
     }  # fmt: skip
 
 
@@ -38,6 +39,18 @@ def grid(n: int, length: int, block: object, width: int = 1, block_w: object = 1
     """The grid that :func:`block_of` takes apart."""
     assert isinstance(block, int) and isinstance(block_w, int)
     return (n * triton.cdiv(length, block) * max(triton.cdiv(width, block_w), 1),)
+
+
+def whole_lines(x: Tensor) -> Tensor:  # [N, L, D] as [N, L, D rounded up to 16]
+    """x itself where each row starts on 16 bytes and ends with them; otherwise a copy, with zeros behind each row.
+
+    Zeros change no product. What is read without wide loads needs an address for every number, which would spill.
+    """
+    if x.stride(2) == 1 and all(y % 16 == 0 for y in (x.shape[2], *row_strides(x), x.data_ptr())):
+        return x
+    copy = x.new_zeros((*x.shape[:2], triton.cdiv(x.shape[2], 16) * 16))
+    copy[..., : x.shape[2]] = x
+    return copy
 
 
 def row_strides(x: Tensor) -> tuple[int, int]:

@@ -31,8 +31,9 @@ from ._cgm_attention import (
     scales,
     store_block,
     thresholds,
+    whole_lines,
 )
-from ._common import dense_rows, on_device_of, torch_accumulator
+from ._common import on_device_of, torch_accumulator
 from .cgm_attention_backward import backward
 
 __all__ = ["backward", "forward"]
@@ -114,22 +115,23 @@ def forward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output [N, Lq, Dv], the rows' log-sum-exp [N, Lq], and the mass that the gate keeps [N, Lq]."""
-    (n, lq, depth), (lk, width) = query.shape, value.shape[1:]
-    y = query.new_empty((n, lq, width))
+    (n, lq, _), lk, width = query.shape, *value.shape[1:]
     mass = query.new_empty((n, lq), dtype=torch_accumulator(query))
     if 0 in (n, lq, lk):
-        return y.zero_(), torch.full_like(mass, -torch.inf), mass.zero_()
-    q, k, v = dense_rows(query), dense_rows(key), dense_rows(value)
+        return query.new_zeros((n, lq, width)), torch.full_like(mass, -torch.inf), mass.zero_()
+    q, k, v = whole_lines(query), whole_lines(key), whole_lines(value)
     q_scale, k_scale, _ = scales(q, k, alpha, cosine, eps)
     options = blocks(q)
     lse = mass.new_empty((n, triton.cdiv(lk, PART), lq))
+    y = v.new_empty((n, lq, v.shape[2]))
     with on_device_of(q):
         _cgm_attention_lse_kernel[grid(n, lq, options["BLOCK_Q"], lk, PART)](
-            q, k, q_scale, k_scale, lse, lq, lk, depth, *row_strides(q), *row_strides(k), PART=PART, **options
+            q, k, q_scale, k_scale, lse, lq, lk, q.shape[2], *row_strides(q), *row_strides(k), PART=PART, **options
         )
         lse = torch.logsumexp(lse, 1)
-        _cgm_attention_fwd_kernel[grid(n, lq, options["BLOCK_Q"], width, options["BLOCK_W"])](
-            q, k, v, q_scale, k_scale, thresholds(gate_scale, gate_bias, lk, q), lse, y, mass, lq, lk, depth, width,
-            *row_strides(q), *row_strides(k), *row_strides(v), RENORMALIZE=renormalize, **options,
+        _cgm_attention_fwd_kernel[grid(n, lq, options["BLOCK_Q"], v.shape[2], options["BLOCK_W"])](
+            q, k, v, q_scale, k_scale, thresholds(gate_scale, gate_bias, lk, q), lse, y, mass,
+            lq, lk, *(x.shape[2] for x in (q, v)), *row_strides(q), *row_strides(k), *row_strides(v),
+            RENORMALIZE=renormalize, **options,
         )  # fmt: skip
-    return y, lse, mass
+    return y[..., :width].contiguous(), lse, mass

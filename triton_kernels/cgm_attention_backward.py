@@ -41,8 +41,9 @@ from ._cgm_attention import (
     scales,
     store_block,
     thresholds,
+    whole_lines,
 )
-from ._common import dense_rows, on_device_of, torch_accumulator
+from ._common import on_device_of
 
 
 @triton.jit
@@ -51,15 +52,15 @@ def _map_gradient(
     depth, width, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """S, A, dA and slope of a block; q, k, v, g are (pointer to the sample, row stride)."""
-    lse = load_rows(lse_ptr, n, rows, lq, float("inf"))
-    s = products(q[0], k[0], rows, cols, lq, lk, depth, q[1], k[1], BLOCK_D, PRECISION, ACC)
-    s *= load_rows(q_scale_ptr, n, rows, lq, 0.0)[:, None]
-    s *= load_rows(k_scale_ptr, n, cols, lk, 1.0)[None, :]
-    a = attention(s, lse, cols, lk)
-    # e = (g . value - (renormalize ? g . o : 0)) / m
+    # e = (g . value - (renormalize ? g . o : 0)) / m, first: fewer numbers then wait in registers for the other product
     e = products(g[0], v[0], rows, cols, lq, lk, width, g[1], v[1], BLOCK_D, PRECISION, ACC)
     e -= load_rows(shift_ptr, n, rows, lq, 0.0)[:, None]
     e *= share(mass_ptr, n, rows, lq)[:, None]
+    s = products(q[0], k[0], rows, cols, lq, lk, depth, q[1], k[1], BLOCK_D, PRECISION, ACC)
+    s *= load_rows(q_scale_ptr, n, rows, lq, 0.0)[:, None]
+    s *= load_rows(k_scale_ptr, n, cols, lk, 1.0)[None, :]
+    lse = load_rows(lse_ptr, n, rows, lq, float("inf"))
+    a = attention(s, lse, cols, lk)
     da = gated(e, s, least_kept(t_ptr, lse, n, rows, lq))
     if sharpness_ptr is None:
         return s, a, da, e
@@ -94,7 +95,7 @@ def _cgm_attention_bwd_gate_kernel(
     total = tl.zeros([BLOCK_Q], ACC)
     for at in range(0, lk, BLOCK_K):
         cols = at + tl.arange(0, BLOCK_K)
-        _, a, da, slope = _map_gradient(
+        s, a, da, slope = _map_gradient(
             q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, shift_ptr, mass_ptr, sharpness_ptr, n, rows, cols,
             lq, lk, depth, width, BLOCK_D, PRECISION, ACC,
         )  # fmt: skip
@@ -124,7 +125,7 @@ def _cgm_attention_bwd_query_kernel(
     along = tl.zeros([BLOCK_Q], ACC)
     for at in range(0, lk, BLOCK_K):
         cols = at + tl.arange(0, BLOCK_K)
-        s, a, da, _ = _map_gradient(
+        s, a, da, slope = _map_gradient(
             q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, shift_ptr, mass_ptr, sharpness_ptr, n, rows, cols,
             lq, lk, depth, width, BLOCK_D, PRECISION, ACC,
         )  # fmt: skip
@@ -159,7 +160,7 @@ def _cgm_attention_bwd_key_kernel(
     along = tl.zeros([BLOCK_K], ACC)
     for at in range(0, lq, BLOCK_Q):
         rows = at + tl.arange(0, BLOCK_Q)
-        s, a, da, _ = _map_gradient(
+        s, a, da, slope = _map_gradient(
             q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, shift_ptr, mass_ptr, sharpness_ptr, n, rows, cols,
             lq, lk, depth, width, BLOCK_D, PRECISION, ACC,
         )  # fmt: skip
@@ -181,7 +182,7 @@ def _cgm_attention_bwd_key_kernel(
 def along_of(along, rnorm_ptr, n, rows, length, EPS: tl.constexpr):
     """x^ . dx^ / |x|^2, what is taken of x itself; nothing of a row no longer than eps, which is divided by eps."""
     rnorm = load_rows(rnorm_ptr, n, rows, length, 0.0)
-    return tl.where(rnorm < 1 / EPS, along * rnorm * rnorm, 0.0)[:, None]
+    return tl.where(rnorm * EPS < 1 - 1e-6, along * rnorm * rnorm, 0.0)[:, None]  # 1 but for what 1 / eps rounds
 
 
 @triton.jit
@@ -237,35 +238,31 @@ def backward(
     """The gradients of query, key, value, gate_scale and gate_bias; size [0] where not needed."""
     tensors = (query, key, value, gate_scale, gate_bias)
     needs = (need_query, need_key, need_value, need_gate, need_gate)
-    grads = [
-        query.new_zeros(x.shape) if need and x is not None else query.new_empty(0)
-        for x, need in zip(tensors, needs, strict=True)
-    ]
-    (n, lq, depth), (lk, width) = query.shape, value.shape[1:]
-    if 0 in (n, lq, lk, width) or not any(needs):
-        return tuple(grads)
-    grad_q, grad_k, grad_v, grad_scale, grad_bias = grads
-    q, k, v, g = (dense_rows(x) for x in (query, key, value, grad))
+    if 0 in (*grad.shape, key.shape[1]) or not any(needs):
+        return tuple(
+            query.new_zeros(x.shape if x is not None and need else 0) for x, need in zip(tensors, needs, strict=True)
+        )
+    q, k, v, g = (whole_lines(x) for x in (query, key, value, grad))
+    (n, lq, depth), (lk, width) = q.shape, v.shape[1:]
     t = thresholds(gate_scale, gate_bias, lk, q)
     surrogate = gate_grad == "straight_through" and t is not None
     q_scale, k_scale, q_rnorm = scales(q, k, alpha, cosine, eps)
     options = blocks(q)
     block_q, block_k, block_w = options["BLOCK_Q"], options["BLOCK_K"], options["BLOCK_W"]
     sizes = (lq, lk, depth, width, *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(g))
-    dot = row_products(g, output)
-    shift, mass_or_one = (dot, mass) if renormalize else (None, None)
+    dot = row_products(grad, output)
+    shift, shared = (dot, mass) if renormalize else (None, None)
     delta = None if renormalize else dot
     sharpness = torch.full((), lk / temperature, dtype=dot.dtype, device=q.device) if surrogate else None
-    common = (q, k, v, g, t, lse, q_scale, k_scale, shift, mass_or_one, sharpness)
+    common = (q, k, v, g, t, lse, q_scale, k_scale, shift, shared, sharpness)
+    grad_q, grad_k, grad_v = (
+        torch.empty(x.shape if need else 0, dtype=x.dtype, device=x.device) for x, need in zip((q, k, v), needs[:3])
+    )
+    grad_t = torch.zeros_like(dot)
     with on_device_of(q):
         if surrogate and (need_query or need_key or need_gate):
-            delta, grad_t = torch.empty_like(dot), torch.empty_like(dot)
+            delta = torch.empty_like(dot)
             _cgm_attention_bwd_gate_kernel[grid(n, lq, block_q)](*common, delta, grad_t, *sizes, **options)
-            if need_gate:
-                grad_scale, grad_bias = (
-                    x if gate is None else scaled.to(x.dtype)
-                    for x, gate, scaled in ((grad_scale, gate_scale, grad_t / lk), (grad_bias, gate_bias, grad_t))
-                )
         if need_query and depth:
             _cgm_attention_bwd_query_kernel[grid(n, lq, block_q, depth, block_w)](
                 *common, delta, q_rnorm, grad_q, *sizes, EPS=eps, **options
@@ -276,7 +273,11 @@ def backward(
             )
         if need_value:
             _cgm_attention_bwd_value_kernel[grid(n, lk, block_k, width, block_w)](
-                q, k, g, t, lse, q_scale, k_scale, mass_or_one, grad_v, lq, lk, depth, width,
+                q, k, g, t, lse, q_scale, k_scale, shared, grad_v, lq, lk, depth, width,
                 *row_strides(q), *row_strides(k), *row_strides(g), **options,
             )  # fmt: skip
-    return grad_q, grad_k, grad_v, grad_scale, grad_bias
+    full = (grad_q, grad_k, grad_v, grad_t / lk, grad_t)
+    return tuple(
+        query.new_empty(0) if x is None or not need else y[..., : x.shape[-1]].to(x.dtype).contiguous()
+        for x, y, need in zip(tensors, full, needs, strict=True)
+    )

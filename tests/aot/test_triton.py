@@ -56,6 +56,12 @@ CASES = {
     "adaconv-k4": ("adaconv", "float32", 16, 32, 4, "reflect", True),
     "adaconv-k1": ("adaconv", "float32", 16, 32, 1, "reflect", False),
     "adaconv-k7": ("adaconv", "float32", 8, 32, 7, "zeros", False),
+    "cgm": ("cgm_attention", "float32", 512, 512, "none", False),
+    "cgm-surrogate": ("cgm_attention", "float32", 512, 512, "straight_through", True),
+    "cgm-bf16": ("cgm_attention", "bfloat16", 512, 512, "none", True),
+    "cgm-surrogate-bf16": ("cgm_attention", "bfloat16", 512, 512, "straight_through", False),
+    "cgm-surrogate-fp16": ("cgm_attention", "float16", 512, 512, "straight_through", True),
+    "cgm-fp64": ("cgm_attention", "float64", 64, 64, "straight_through", True),
 }
 KERNELS = {
     "_style_kernel_conv_fwd_kernel",
@@ -76,6 +82,13 @@ KERNELS = {
     "_factorized_instance_norm_bwd_kernel",
     "_adaconv_fwd_kernel",
     "_adaconv_bwd_kernel",
+    "_row_products_kernel",
+    "_cgm_attention_lse_kernel",
+    "_cgm_attention_fwd_kernel",
+    "_cgm_attention_bwd_gate_kernel",
+    "_cgm_attention_bwd_query_kernel",
+    "_cgm_attention_bwd_key_kernel",
+    "_cgm_attention_bwd_value_kernel",
 }
 # (cases, kernel): (loads, stores) of 16 bytes, at least
 STREAMS = {
@@ -95,6 +108,18 @@ STREAMS = {
     (("adaconv-g1", "adaconv-g1-bf16"), "_adaconv_fwd_kernel"): (3, 1),
     (("adaconv-g8",), "_adaconv_fwd_kernel"): (1, 8),
 }
+# (cases, kernels) whose products run on Hopper's tensor cores as wgmma, and nothing of them as the older mma
+PRODUCTS = (
+    ("cgm-bf16", "cgm-surrogate-bf16", "cgm-surrogate-fp16"),
+    {
+        "_cgm_attention_lse_kernel",
+        "_cgm_attention_fwd_kernel",
+        "_cgm_attention_bwd_gate_kernel",
+        "_cgm_attention_bwd_query_kernel",
+        "_cgm_attention_bwd_key_kernel",
+        "_cgm_attention_bwd_value_kernel",
+    },
+)
 
 
 @functools.cache
@@ -128,6 +153,13 @@ def test_streaming_kernels_access_16_bytes_a_thread(arch: int, stream: tuple[tup
         assert found, case
         # the first launch of the case
         assert found[0]["loads_of_16_bytes"] >= loads and found[0]["stores_of_16_bytes"] >= stores, case
+
+
+def test_matrix_kernels_use_wgmma_on_hopper() -> None:
+    cases, kernels = PRODUCTS
+    found = [x for x in compiled(90) if x["kernel"] in kernels and set(cases) & set(x["cases"])]
+    assert {x["kernel"] for x in found} == kernels
+    assert not [x for x in found if not x["wgmma"] or x["mma"]]
 
 
 def style_kernel_conv(dtype, k: int, padding: str, composition: str, normalize: bool) -> None:
@@ -183,6 +215,18 @@ def adaconv(dtype, groups: int, out: int, k: int, padding: str, normalize: bool)
     op.backward(y, x, kernel, mean, rstd, normalize, padding, 0, True, True, True)
 
 
+def cgm_attention(dtype, depth: int, width: int, gate_grad: str, renormalize: bool) -> None:
+    import torch
+    from stylekern.triton_kernels import cgm_attention as op
+
+    n, lq, lk = 2, 4096, 2048
+    q, k, v = (torch.empty(n, *shape, dtype=dtype) for shape in ((lq, depth), (lk, depth), (lk, width)))
+    gate = torch.empty(n, lq, dtype=dtype)
+    options = (10.0, True, gate_grad, 1.0, renormalize, 1e-12)
+    y, lse, mass = op.forward(q, k, v, gate, gate, *options)
+    op.backward(y, q, k, v, gate, gate, y, lse, mass, *options, *[True] * 4)
+
+
 def launches(case: str) -> list[tuple]:
     """(kernel, arguments by name, launch options) of one forward and backward pass, none of which runs."""
     import torch
@@ -191,7 +235,7 @@ def launches(case: str) -> list[tuple]:
     recorded = []
 
     def record(self: JITFunction, *args: object, grid: object, warmup: object, **kwargs: object) -> None:
-        options = {"num_warps": kwargs.pop("num_warps", 4)}
+        options = {name: kwargs.pop(name) for name in ("num_warps", "maxnreg") if name in kwargs}
         recorded.append((self, dict(zip(self.arg_names, args, strict=False)) | kwargs, options))
 
     run, JITFunction.run = JITFunction.run, record
@@ -208,7 +252,7 @@ def source(kernel, arguments: dict):
     import torch
     from triton.compiler import ASTSource
 
-    pointers = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+    pointers = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
@@ -250,6 +294,8 @@ def main(arch: int) -> None:
             "spills": getattr(built, "n_spills", None) or 0,  # known once loaded on a GPU; stack and local tell without
             "loads_of_16_bytes": len(re.findall(r"\bld\.global[\w.:]*\.v(?:4\.[bfu]32|2\.[bfu]64)\b", ptx)),
             "stores_of_16_bytes": len(re.findall(r"\bst\.global[\w.:]*\.v(?:4\.[bfu]32|2\.[bfu]64)\b", ptx)),
+            "wgmma": ptx.count("wgmma.mma_async"),
+            "mma": ptx.count("mma.sync."),
             **resources(built.asm["cubin"]),
         }
 
