@@ -62,9 +62,9 @@ def copy_of(size: int) -> Callable[[], Any]:
 
 
 def forward_backward(function: Callable[..., Any], tensors: list[Tensor], upstream: list[Tensor]) -> Callable[[], Any]:
-    """A call and the gradients of all tensors."""
+    """A call and the gradients of all tensors that it uses."""
     leaves = [x.detach().requires_grad_() for x in tensors]
-    return lambda: torch.autograd.grad(outputs(function(*leaves)), leaves, upstream)
+    return lambda: torch.autograd.grad(outputs(function(*leaves)), leaves, upstream, allow_unused=True)
 
 
 def outputs(result: Any) -> tuple[Tensor, ...]:

@@ -46,6 +46,9 @@ for dtype, n, c, h, w in ((torch.float32, 1, 2, 5, 7), (torch.float32, 2, 4, 16,
     check(ops.factorized_instance_norm, x, randn(c), randn(c), randn(n, c, h, w), randn(n, c, h, w))
     for odd in ("floor", "pad"):
         check(ops.wavelet_pool, x, odd=odd)
+    gates = randn(n, h), randn(n, h)
+    for options in ({"gate_grad": "straight_through", "renormalize": True}, {"cosine": False}):
+        check(ops.cgm_attention, randn(n, h, c), randn(n, w, c), randn(n, w, 3), *gates, alpha=2.0, **options)
     check(ops.wavelet_unpool, *(randn(n, c, h, w) for _ in range(4)), size=(2 * h - 1, 2 * w))
 if device == "cuda":
     torch.cuda.synchronize()

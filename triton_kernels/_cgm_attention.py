@@ -6,6 +6,8 @@ only. Every pass makes it by :func:`products`, in the same order over the depth,
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -66,12 +68,11 @@ def thresholds(
 ) -> Tensor | None:  # [N, Lq], or None without a gate
     """T = gate_scale / Lk + gate_bias; infinite where that is not a number, which keeps nothing."""
     dtype = torch_accumulator(like)
-    scale = None if gate_scale is None else gate_scale.to(dtype) / keys
-    if gate_bias is None:
-        t = scale
-    else:
-        t = gate_bias.to(dtype) if scale is None else scale + gate_bias.to(dtype)
-    return None if t is None else torch.where(t.isnan(), torch.inf, t).contiguous()
+    terms = [x.to(dtype) / by for x, by in ((gate_scale, keys), (gate_bias, 1)) if x is not None]
+    if not terms:
+        return None
+    t = functools.reduce(torch.add, terms)
+    return torch.where(t.isnan(), torch.inf, t).contiguous()
 
 
 def scales(q: Tensor, k: Tensor, alpha: float, cosine: bool, eps: float) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -95,7 +95,7 @@ def _cgm_attention_bwd_gate_kernel(
     total = tl.zeros([BLOCK_Q], ACC)
     for at in range(0, lk, BLOCK_K):
         cols = at + tl.arange(0, BLOCK_K)
-        s, a, da, slope = _map_gradient(
+        _s, a, da, slope = _map_gradient(
             q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, shift_ptr, mass_ptr, sharpness_ptr, n, rows, cols,
             lq, lk, depth, width, BLOCK_D, PRECISION, ACC,
         )  # fmt: skip
@@ -125,7 +125,7 @@ def _cgm_attention_bwd_query_kernel(
     along = tl.zeros([BLOCK_Q], ACC)
     for at in range(0, lk, BLOCK_K):
         cols = at + tl.arange(0, BLOCK_K)
-        s, a, da, slope = _map_gradient(
+        s, a, da, _slope = _map_gradient(
             q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, shift_ptr, mass_ptr, sharpness_ptr, n, rows, cols,
             lq, lk, depth, width, BLOCK_D, PRECISION, ACC,
         )  # fmt: skip
@@ -160,7 +160,7 @@ def _cgm_attention_bwd_key_kernel(
     along = tl.zeros([BLOCK_K], ACC)
     for at in range(0, lq, BLOCK_Q):
         rows = at + tl.arange(0, BLOCK_Q)
-        s, a, da, slope = _map_gradient(
+        s, a, da, _slope = _map_gradient(
             q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, shift_ptr, mass_ptr, sharpness_ptr, n, rows, cols,
             lq, lk, depth, width, BLOCK_D, PRECISION, ACC,
         )  # fmt: skip
@@ -256,7 +256,8 @@ def backward(
     sharpness = torch.full((), lk / temperature, dtype=dot.dtype, device=q.device) if surrogate else None
     common = (q, k, v, g, t, lse, q_scale, k_scale, shift, shared, sharpness)
     grad_q, grad_k, grad_v = (
-        torch.empty(x.shape if need else 0, dtype=x.dtype, device=x.device) for x, need in zip((q, k, v), needs[:3])
+        torch.empty(x.shape if need else 0, dtype=x.dtype, device=x.device)
+        for x, need in ((q, need_query), (k, need_key), (v, need_value))
     )
     grad_t = torch.zeros_like(dot)
     with on_device_of(q):

@@ -241,7 +241,7 @@ class TestCgmAttention(OperatorSuite):
         y, grads = gradients(case, upstream)
         assert not y[0].any()
         assert torch.equal(y[1], case.tensors["value"][1].detach().expand(5, 6))
-        assert all(x.abs().max() < 1e-5 * 4 for x in grads[:2])
+        assert all(x.abs().max() < 1e-5 for x in grads[:2])
         assert torch.allclose(grads[2][1], upstream[1].sum(0, keepdim=True)) and not grads[2][0].any()
         assert grads[3].all()
 
@@ -256,9 +256,9 @@ class TestCgmAttention(OperatorSuite):
         case = make(n=1, gate="none").to(device, torch.float32)
         queries = torch.randn(3, 5, 7, device=device)
         key, value = case.tensors["key"], case.tensors["value"]
-        for_all = cgm_attention(queries, key.expand(3, -1, -1), value.expand(3, -1, -1), alpha=4.0)
+        for_all = cgm_attention(queries, key.expand(3, -1, -1), value.expand(3, -1, -1), alpha=2.5)
         for k in range(3):
-            assert relative_error(for_all[k], cgm_attention(queries[k : k + 1], key, value, alpha=4.0)[0]) < 1e-6
+            assert relative_error(for_all[k], cgm_attention(queries[k : k + 1], key, value, alpha=2.5)[0]) < 1e-6
 
     def test_a_query_of_zeros_attends_evenly(self, backend: str, device: str) -> None:
         case = make(gate="none").to(device, torch.float32)
