@@ -12,8 +12,8 @@ the hard gate, and with the surrogate s = sigmoid((A - T) Lk / temperature):
   dq^        = alpha dS k^,  dk^ = alpha dS^T q^
   dx         = (dx^ - x^ (x^ . dx^)) / |x|, or dx^ / eps for a row no longer than eps
 
-sum_v A dA is g . o without the surrogate (0 with `renormalize`); with it, a pass of its own makes that sum and those of
-the gates. x^ . dx^ is the sum of dS S over the row or column, so each program can finish its columns of a gradient.
+sum_v A dA is g . o without the surrogate (0 with `renormalize`); with it, a pass of its own makes these sums and those
+of the gates. x^ . dx^ is the sum of dS S over the row or column, so each program can finish its columns of a gradient.
 Programs own queries or keys and go over the others, so no sum needs an atomic.
 """
 
@@ -45,31 +45,50 @@ from ._cgm_attention import (
 )
 from ._common import on_device_of
 
+STAGES = 2  # of the loads of queries' and keys' gradients: a third would take the registers that are left
+
 
 @triton.jit
-def _map_gradient(
-    q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, shift_ptr, mass_ptr, sharpness_ptr, n, rows, cols, lq, lk,
-    depth, width, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+def _map(
+    q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, sharpness_ptr, n, rows, cols, lq, lk, depth, width,
+    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """S, A, dA and slope of a block; q, k, v, g are (pointer to the sample, row stride)."""
-    # e = (g . value - (renormalize ? g . o : 0)) / m, first: fewer numbers then wait in registers for the other product
-    e = products(g[0], v[0], rows, cols, lq, lk, width, g[1], v[1], BLOCK_D, PRECISION, ACC)
-    e -= load_rows(shift_ptr, n, rows, lq, 0.0)[:, None]
-    e *= share(mass_ptr, n, rows, lq)[:, None]
+    """g . value, S, the S above which keys are kept, A, and s (1 - s) Lk / temperature (zero without the surrogate).
+
+    q, k, v and g are (pointer to the sample, row stride). g . value comes first: fewer numbers then wait in registers
+    for the other product.
+    """
+    gv = products(g[0], v[0], rows, cols, lq, lk, width, g[1], v[1], BLOCK_D, PRECISION, ACC)
     s = products(q[0], k[0], rows, cols, lq, lk, depth, q[1], k[1], BLOCK_D, PRECISION, ACC)
     s *= load_rows(q_scale_ptr, n, rows, lq, 0.0)[:, None]
     s *= load_rows(k_scale_ptr, n, cols, lk, 1.0)[None, :]
     lse = load_rows(lse_ptr, n, rows, lq, float("inf"))
     a = attention(s, lse, cols, lk)
-    da = gated(e, s, least_kept(t_ptr, lse, n, rows, lq))
+    least = least_kept(t_ptr, lse, n, rows, lq)
     if sharpness_ptr is None:
-        return s, a, da, e
+        return gv, s, least, a, 0.0
     else:
-        # slope = A e s (1 - s) Lk / temperature
         sharpness = tl.load(sharpness_ptr)
         soft = tl.sigmoid((a - load_rows(t_ptr, n, rows, lq, 0.0)[:, None]) * sharpness)
-        slope = a * e * soft * (1 - soft) * sharpness
-        return s, a, da + slope, slope
+        return gv, s, least, a, soft * (1 - soft) * sharpness
+
+
+@triton.jit
+def _score_gradient(
+    q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, sharpness_ptr, shift_ptr, mass_ptr, delta_ptr,
+    n, rows, cols, lq, lk, depth, width, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """S and dS of a block."""
+    gv, s, least, a, ds_da = _map(
+        q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, sharpness_ptr, n, rows, cols, lq, lk, depth, width,
+        BLOCK_D, PRECISION, ACC,
+    )  # fmt: skip
+    # e = (g . value - (renormalize ? g . o : 0)) / m
+    e = (gv - load_rows(shift_ptr, n, rows, lq, 0.0)[:, None]) * share(mass_ptr, n, rows, lq)[:, None]
+    # dA = keep e + slope, slope = A e s (1 - s) Lk / temperature
+    da = gated(e, s, least) + a * e * ds_da
+    # dS = A (dA - sum_v A dA)
+    return s, a * (da - load_rows(delta_ptr, n, rows, lq, 0.0)[:, None])
 
 
 @triton.jit
@@ -81,35 +100,52 @@ def share(mass_ptr, n, rows, length):
 
 @triton.jit
 def _cgm_attention_bwd_gate_kernel(
-    q_ptr, k_ptr, v_ptr, g_ptr, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, shift_ptr, mass_ptr, sharpness_ptr,
+    q_ptr, k_ptr, v_ptr, g_ptr, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, sharpness_ptr, shift_ptr, mass_ptr,
     delta_ptr, grad_t_ptr, lq, lk, depth, width,
     stride_qn, stride_ql, stride_kn, stride_kl, stride_vn, stride_vl, stride_gn, stride_gl,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
+    """The sums over keys. g . o too: the output is rounded, and what is left of e after it may be small."""
     n, start, _ = block_of(lq, BLOCK_Q, 1, 1)
     rows = start + tl.arange(0, BLOCK_Q)
     q, k = (q_ptr + n * stride_qn, stride_ql), (k_ptr + n * stride_kn, stride_kl)
     v, g = (v_ptr + n * stride_vn, stride_vl), (g_ptr + n * stride_gn, stride_gl)
-    delta = tl.zeros([BLOCK_Q], ACC)
-    total = tl.zeros([BLOCK_Q], ACC)
+    hard = tl.zeros([BLOCK_Q], ACC)
+    slopes = tl.zeros([BLOCK_Q], ACC)
+    moved = tl.zeros([BLOCK_Q], ACC)
+    slopes_a = tl.zeros([BLOCK_Q], ACC)
+    moved_a = tl.zeros([BLOCK_Q], ACC)
     for at in range(0, lk, BLOCK_K):
         cols = at + tl.arange(0, BLOCK_K)
-        _s, a, da, slope = _map_gradient(
-            q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, shift_ptr, mass_ptr, sharpness_ptr, n, rows, cols,
-            lq, lk, depth, width, BLOCK_D, PRECISION, ACC,
+        gv, s, least, a, ds_da = _map(
+            q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, sharpness_ptr, n, rows, cols, lq, lk, depth, width,
+            BLOCK_D, PRECISION, ACC,
         )  # fmt: skip
-        # sum_v A dA
-        delta += tl.sum(a * da, 1)
-        # grad_bias = -sum_v slope
-        total -= tl.sum(slope, 1)
-    tl.store(delta_ptr + n * lq + rows, delta, mask=rows < lq)
-    tl.store(grad_t_ptr + n * lq + rows, total, mask=rows < lq)
+        hard += tl.sum(gated(a * gv, s, least), 1)
+        slope = a * ds_da
+        slopes += tl.sum(slope, 1)
+        moved += tl.sum(slope * gv, 1)
+        slope *= a
+        slopes_a += tl.sum(slope, 1)
+        moved_a += tl.sum(slope * gv, 1)
+    if mass_ptr is not None:
+        # g . o = sum_v A keep g . value / m, after which sum_v A keep e = 0
+        inverse = share(mass_ptr, n, rows, lq)
+        shift = hard * inverse
+        tl.store(shift_ptr + n * lq + rows, shift, mask=rows < lq)
+        hard = tl.zeros([BLOCK_Q], ACC)
+        moved = (moved - shift * slopes) * inverse
+        moved_a = (moved_a - shift * slopes_a) * inverse
+    # sum_v A dA = sum_v A keep e + sum_v A slope
+    tl.store(delta_ptr + n * lq + rows, hard + moved_a, mask=rows < lq)
+    # grad_bias = -sum_v slope
+    tl.store(grad_t_ptr + n * lq + rows, -moved, mask=rows < lq)
 
 
 @triton.jit
 def _cgm_attention_bwd_query_kernel(
-    q_ptr, k_ptr, v_ptr, g_ptr, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, shift_ptr, mass_ptr, sharpness_ptr,
+    q_ptr, k_ptr, v_ptr, g_ptr, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, sharpness_ptr, shift_ptr, mass_ptr,
     delta_ptr, q_rnorm_ptr, grad_q_ptr, lq, lk, depth, width,
     stride_qn, stride_ql, stride_kn, stride_kl, stride_vn, stride_vl, stride_gn, stride_gl,
     EPS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
@@ -125,12 +161,10 @@ def _cgm_attention_bwd_query_kernel(
     along = tl.zeros([BLOCK_Q], ACC)
     for at in range(0, lk, BLOCK_K):
         cols = at + tl.arange(0, BLOCK_K)
-        s, a, da, _slope = _map_gradient(
-            q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, shift_ptr, mass_ptr, sharpness_ptr, n, rows, cols,
-            lq, lk, depth, width, BLOCK_D, PRECISION, ACC,
+        s, ds = _score_gradient(
+            q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, sharpness_ptr, shift_ptr, mass_ptr, delta_ptr,
+            n, rows, cols, lq, lk, depth, width, BLOCK_D, PRECISION, ACC,
         )  # fmt: skip
-        # dS = A (dA - sum_v A dA)
-        ds = a * (da - load_rows(delta_ptr, n, rows, lq, 0.0)[:, None])
         # dq^ = alpha dS k^, of which alpha is left for the end; q^ . dq^ = sum_v dS S
         along += tl.sum(ds * s, 1)
         ds *= load_rows(k_scale_ptr, n, cols, lk, 1.0)[None, :]
@@ -144,7 +178,7 @@ def _cgm_attention_bwd_query_kernel(
 
 @triton.jit
 def _cgm_attention_bwd_key_kernel(
-    q_ptr, k_ptr, v_ptr, g_ptr, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, shift_ptr, mass_ptr, sharpness_ptr,
+    q_ptr, k_ptr, v_ptr, g_ptr, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, sharpness_ptr, shift_ptr, mass_ptr,
     delta_ptr, grad_k_ptr, lq, lk, depth, width,
     stride_qn, stride_ql, stride_kn, stride_kl, stride_vn, stride_vl, stride_gn, stride_gl,
     EPS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
@@ -160,12 +194,10 @@ def _cgm_attention_bwd_key_kernel(
     along = tl.zeros([BLOCK_K], ACC)
     for at in range(0, lq, BLOCK_Q):
         rows = at + tl.arange(0, BLOCK_Q)
-        s, a, da, _slope = _map_gradient(
-            q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, shift_ptr, mass_ptr, sharpness_ptr, n, rows, cols,
-            lq, lk, depth, width, BLOCK_D, PRECISION, ACC,
+        s, ds = _score_gradient(
+            q, k, v, g, t_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, sharpness_ptr, shift_ptr, mass_ptr, delta_ptr,
+            n, rows, cols, lq, lk, depth, width, BLOCK_D, PRECISION, ACC,
         )  # fmt: skip
-        # dS = A (dA - sum_v A dA)
-        ds = a * (da - load_rows(delta_ptr, n, rows, lq, 0.0)[:, None])
         # dk^ = alpha dS^T q^; k^ . dk^ = sum_u dS S
         along += tl.sum(ds * s, 0)
         ds *= load_rows(q_scale_ptr, n, rows, lq, 0.0)[:, None]
@@ -250,31 +282,33 @@ def backward(
     options = blocks(q)
     block_q, block_k, block_w = options["BLOCK_Q"], options["BLOCK_K"], options["BLOCK_W"]
     sizes = (lq, lk, depth, width, *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(g))
-    dot = row_products(grad, output)
-    shift, shared = (dot, mass) if renormalize else (None, None)
-    delta = None if renormalize else dot
-    sharpness = torch.full((), lk / temperature, dtype=dot.dtype, device=q.device) if surrogate else None
-    common = (q, k, v, g, t, lse, q_scale, k_scale, shift, shared, sharpness)
+    mass = mass if renormalize else None
+    if surrogate:  # the gates' pass writes them
+        delta, grad_t = torch.empty_like(lse), torch.empty_like(lse)
+        shift = torch.empty_like(lse) if renormalize else None
+        sharpness = torch.full((), lk / temperature, dtype=lse.dtype, device=lse.device)
+    else:
+        dot, grad_t, sharpness = row_products(grad, output), torch.zeros_like(lse), None
+        shift, delta = (dot, None) if renormalize else (None, dot)
+    common = (q, k, v, g, t, lse, q_scale, k_scale, sharpness, shift, mass)
     grad_q, grad_k, grad_v = (
         torch.empty(x.shape if need else 0, dtype=x.dtype, device=x.device)
         for x, need in ((q, need_query), (k, need_key), (v, need_value))
     )
-    grad_t = torch.zeros_like(dot)
     with on_device_of(q):
         if surrogate and (need_query or need_key or need_gate):
-            delta = torch.empty_like(dot)
             _cgm_attention_bwd_gate_kernel[grid(n, lq, block_q)](*common, delta, grad_t, *sizes, **options)
         if need_query and depth:
             _cgm_attention_bwd_query_kernel[grid(n, lq, block_q, depth, block_w)](
-                *common, delta, q_rnorm, grad_q, *sizes, EPS=eps, **options
+                *common, delta, q_rnorm, grad_q, *sizes, EPS=eps, **options, num_stages=STAGES
             )
         if need_key and depth:
             _cgm_attention_bwd_key_kernel[grid(n, lk, block_k, depth, block_w)](
-                *common, delta, grad_k, *sizes, EPS=eps, **options
+                *common, delta, grad_k, *sizes, EPS=eps, **options, num_stages=STAGES
             )
         if need_value:
             _cgm_attention_bwd_value_kernel[grid(n, lk, block_k, width, block_w)](
-                q, k, g, t, lse, q_scale, k_scale, shared, grad_v, lq, lk, depth, width,
+                q, k, g, t, lse, q_scale, k_scale, mass, grad_v, lq, lk, depth, width,
                 *row_strides(q), *row_strides(k), *row_strides(g), **options,
             )  # fmt: skip
     full = (grad_q, grad_k, grad_v, grad_t / lk, grad_t)
