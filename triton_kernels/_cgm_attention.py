@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ._common import accumulator, dense_rows, inside, offsets, on_device_of, torch_accumulator
 
-# Of float32 three tensor core products, with what TF32 cuts off: 22 of 24 bits of an operand. Plain products ("ieee")
-# have all, at a tenth of the speed. Where a dtype has one precision only, this says nothing.
+# float32 on tensor cores: three products of TF32, which keep 22 of an operand's 24 bits. "ieee" would keep all of them,
+# and leave the tensor cores idle. Where a dtype has one precision only, this says nothing.
 PRECISION = "tf32x3"
 
 

@@ -45,8 +45,6 @@ from ._cgm_attention import (
 )
 from ._common import on_device_of
 
-STAGES = 2  # of the loads of queries' and keys' gradients: a third would take the registers that are left
-
 
 @triton.jit
 def _map(
@@ -280,6 +278,8 @@ def backward(
     surrogate = gate_grad == "straight_through" and t is not None
     q_scale, k_scale, q_rnorm = scales(q, k, alpha, cosine, eps)
     options = blocks(q)
+    # The gradients of queries and keys fill the registers: a third stage of loads would spill, as float16's peaks would.
+    tight = {**options, "num_stages": 2, **({"BLOCK_D": 32} if q.dtype == torch.float16 else {})}
     block_q, block_k, block_w = options["BLOCK_Q"], options["BLOCK_K"], options["BLOCK_W"]
     sizes = (lq, lk, depth, width, *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(g))
     mass = mass if renormalize else None
@@ -300,11 +300,11 @@ def backward(
             _cgm_attention_bwd_gate_kernel[grid(n, lq, block_q)](*common, delta, grad_t, *sizes, **options)
         if need_query and depth:
             _cgm_attention_bwd_query_kernel[grid(n, lq, block_q, depth, block_w)](
-                *common, delta, q_rnorm, grad_q, *sizes, EPS=eps, **options, num_stages=STAGES
+                *common, delta, q_rnorm, grad_q, *sizes, EPS=eps, **tight
             )
         if need_key and depth:
             _cgm_attention_bwd_key_kernel[grid(n, lk, block_k, depth, block_w)](
-                *common, delta, grad_k, *sizes, EPS=eps, **options, num_stages=STAGES
+                *common, delta, grad_k, *sizes, EPS=eps, **tight
             )
         if need_value:
             _cgm_attention_bwd_value_kernel[grid(n, lk, block_k, width, block_w)](
