@@ -278,7 +278,7 @@ def backward(
     surrogate = gate_grad == "straight_through" and t is not None
     q_scale, k_scale, q_rnorm = scales(q, k, alpha, cosine, eps)
     options = blocks(q)
-    # The gradients of queries and keys fill the registers: a third stage of loads would spill, as float16's peaks would.
+    # The gradients of queries and keys fill the registers: a third stage of loads would spill, as do float16's peaks.
     tight = {**options, "num_stages": 2, **({"BLOCK_D": 32} if q.dtype == torch.float16 else {})}
     block_q, block_k, block_w = options["BLOCK_Q"], options["BLOCK_K"], options["BLOCK_W"]
     sizes = (lq, lk, depth, width, *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(g))

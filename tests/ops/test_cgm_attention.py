@@ -120,6 +120,9 @@ class TestCgmAttention(OperatorSuite):
         assert rows_at_threshold(case.to(device, dtype).tensors, case.options) == 0
         super().check(case, device, dtype, layout)
 
+    def test_no_compiled_kernel_keeps_triton_from_a_gpu(self) -> None:
+        assert _backends.why_no_compiled(self.name, "cuda")
+
     def test_half_of_the_keys_are_masked(self) -> None:
         for name in ("half-masked", "surrogate", "larger-than-a-block"):
             case = self.cases[name]()
