@@ -35,7 +35,8 @@ def adaconv(
         y[o,i,j] = sum over m in s(o) of pointwise[o,m] * t[m,i,j] + bias[o]
 
     Both steps are linear, so they run as one convolution by sum_m pointwise[o,m] * spatial[m,:,a,b], and t is nowhere.
-    (With Co far above C that multiplies more than two steps would.)
+    Only where that would multiply more, with many channels a group and few pixels, or Co far above C, are they two: t
+    is then kept, in float32 or better, and pointwise is torch's own matrix product.
 
     Args:
         input: [N, C, H, W], float32, float64, float16 or bfloat16.
@@ -78,8 +79,36 @@ def adaconv(
     if cast is not None:
         input, spatial, pointwise = input.to(cast), spatial.to(cast), pointwise.to(cast)
         bias = None if bias is None else bias.to(cast)
-    output: Tensor = OPERATOR(input, spatial, pointwise, bias, normalize, padding_mode, eps, correction)
+    options = normalize, padding_mode, eps, correction
+    if _two_steps_are_less(input, spatial, pointwise):
+        return _in_two_steps(input, spatial, pointwise, bias, *options)
+    output: Tensor = OPERATOR(input, spatial, pointwise, bias, *options)
     return output
+
+
+def _two_steps_are_less(input: Tensor, spatial: Tensor, pointwise: Tensor) -> bool:
+    """Whether the composed kernel costs more multiplications than a product with t.
+
+    Below 16 channels a group, where such a product waits for memory, it never is worth it.
+    """
+    (c, size, kh, kw), co, pixels = spatial.shape[1:], pointwise.shape[1], input.shape[2] * input.shape[3]
+    composed = co * size * kh * kw * (size + pixels)
+    two_steps = (c * size * kh * kw + co * size) * pixels
+    return size >= 16 and input.numel() > 0 and 1.1 * two_steps < composed
+
+
+def _in_two_steps(
+    input: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor | None, *options: bool | str | float
+) -> Tensor:
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    (n, c, h, w), size, co = input.shape, spatial.shape[2], pointwise.shape[1]
+    t: Tensor = OPERATOR(input.to(dtype), spatial.to(dtype), None, None, *options)
+    groups = n * c // size
+    with torch.autocast(input.device.type, enabled=False):  # cast already
+        weights = pointwise.to(dtype).reshape(groups, co * n // groups, size)
+        y = weights @ t.reshape(groups, size, h * w)
+        y = y.reshape(n, co, h, w)
+        return (y if bias is None else y + bias.to(dtype)[:, :, None, None]).to(input.dtype)
 
 
 def _check_shapes(input: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor | None, padding_mode: str) -> None:
@@ -109,15 +138,20 @@ def _check_shapes(input: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tenso
 def _compose(
     input: Tensor,
     spatial: Tensor,
-    pointwise: Tensor,
+    pointwise: Tensor | None,
     bias: Tensor | None,
     normalize: bool,
     padding_mode: str,
     eps: float,
     correction: int,
 ) -> tuple[Any, ...]:
-    """kernel[o,i,a,b] = sum_m pointwise[o,m] * spatial[m,i,a,b], in float32 or better, and the bias in the same."""
+    """kernel[o,i,a,b] = sum_m pointwise[o,m] * spatial[m,i,a,b], in float32 or better, and the bias in the same.
+
+    Without pointwise the kernel is spatial itself, and the result t.
+    """
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    if pointwise is None:
+        return input, spatial.contiguous(), bias, normalize, padding_mode, eps, correction
     spatial, pointwise = spatial.to(dtype), pointwise.to(dtype)
     (n, c, size, kh, kw), co = spatial.shape, pointwise.shape[1]
     groups = max(c // size, 1) if size else 1

@@ -13,7 +13,7 @@ from stylekern.reference._common import instance_norm, pad
 def adaconv(
     input: Tensor,  # [N, C, H, W]
     spatial: Tensor,  # [N, C, C/G, kh, kw]
-    pointwise: Tensor,  # [N, Co, C/G] or [N, Co, C/G, 1, 1]
+    pointwise: Tensor | None,  # [N, Co, C/G] or [N, Co, C/G, 1, 1]; None: t is the result
     bias: Tensor | None = None,  # [N, Co]
     *,
     normalize: bool = True,
@@ -22,7 +22,7 @@ def adaconv(
     correction: int = 0,
 ) -> Tensor:  # [N, Co, H, W]
     """Plain torch, differentiable, in the dtype it is given. See :func:`stylekern.ops.adaconv`."""
-    (n, c, h, w), (size, kh, kw), co = input.shape, spatial.shape[2:], pointwise.shape[1]
+    (n, c, h, w), (size, kh, kw) = input.shape, spatial.shape[2:]
     g = c // size if size else 0
     x = instance_norm(input, eps, correction) if normalize else input
     for dim, taps in ((-2, kh), (-1, kw)):
@@ -30,5 +30,8 @@ def adaconv(
     x, k = x.reshape(n, g, size, *x.shape[2:]), spatial.reshape(n, g, size, size, kh, kw)
     window = ((k[..., a, b], x[..., a : a + h, b : b + w]) for a in range(kh) for b in range(kw))
     t = reduce(torch.add, (torch.einsum("ngmi,ngihw->ngmhw", tap, sample) for tap, sample in window))
+    if pointwise is None:
+        return t.reshape(n, c, h, w)
+    co = pointwise.shape[1]
     y = torch.einsum("ngoi,ngihw->ngohw", pointwise.reshape(n, g, co // g if g else 0, size), t).reshape(n, co, h, w)
     return y if bias is None else y + bias[:, :, None, None]

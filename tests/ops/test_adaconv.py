@@ -60,6 +60,7 @@ class TestAdaconv(OperatorSuite):
         "one-pixel": lambda: make(n=1, h=1, w=1, padding_mode="replicate", eps=1.0),
         "eight-a-group": lambda: make(n=1, c=8, co=24, size=8, h=11, w=21),
         "odd-groups": lambda: make(n=1, c=14, co=14, size=7, h=4, w=33, padding_mode="replicate"),
+        "two-steps": lambda: make(c=32, co=48, size=16, h=4, w=5),
         "one-row": lambda: make(n=1, c=2, co=2, h=1, w=40, padding_mode="zeros"),
         "empty-batch": lambda: make(n=0),
         "empty-height": lambda: make(h=0),
@@ -110,6 +111,20 @@ class TestAdaconv(OperatorSuite):
             t = F.conv2d(padded[i : i + 1], spatial[i], groups=4 // size)
             looped.append(F.conv2d(t, pointwise[i, :, :, None, None], bias[i], groups=4 // size))
         assert relative_error(adaconv(x, spatial, pointwise, bias), torch.cat(looped)) < 4e-6
+
+    def test_many_channels_a_group_cost_no_composed_kernel(self, backend: str) -> None:
+        tensors = make(2, 64, 64, 64, h=4, w=4).to("cpu", torch.float32).tensors.values()
+        composed = 64 * 64 * 9 * 4  # bytes, of one sample; what autograd keeps must stay below
+        kept: list[Tensor] = []
+
+        def pack(x: Tensor) -> Tensor:
+            kept.append(x)
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            adaconv(*tensors)
+        given = {x.untyped_storage().data_ptr() for x in tensors if x is not None}
+        assert kept and sum(x.nbytes for x in kept if x.untyped_storage().data_ptr() not in given) < composed
 
     def test_pointwise_may_have_the_shape_of_a_convolution(self, backend: str) -> None:
         x, spatial, pointwise, bias = (t for t in make().to("cpu", torch.float32).tensors.values())
@@ -172,7 +187,7 @@ class TestAdaconv(OperatorSuite):
     @given(
         n=st.integers(0, 2),
         groups=st.integers(1, 3),
-        size=st.sampled_from([1, 2, 3, 4, 8, 11]),
+        size=st.sampled_from([1, 2, 3, 4, 8, 11, 17]),
         out=st.integers(1, 9),
         k=st.sampled_from([(3, 3), (3, 3), (1, 1), (2, 2), (4, 3), (5, 7)]),
         h=st.integers(1, 40),
