@@ -1,4 +1,6 @@
 // adaconv: everything that one target compiles. Included by foreach_target.h.
+#include "lane_sum.h"
+// after what it uses
 #include "instance_norm.h"
 // after what it uses
 #include "adaconv_rows.h"

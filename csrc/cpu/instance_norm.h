@@ -1,31 +1,6 @@
 // Instance normalisation of one plane: statistics and the adjoint. Included by foreach_target.h.
 namespace stylekern::STYLEKERN_TARGET {
 
-// A sum in double over the lanes of vectors of float or double.
-class LaneSum {
- public:
-  STYLEKERN_ALWAYS_INLINE void add(Vec<float> v) {
-    typedef float HalfVector __attribute__((vector_size(STYLEKERN_VECTOR_BYTES / 2)));
-    HalfVector halves[2];
-    std::memcpy(halves, &v, sizeof v);
-    low_ += __builtin_convertvector(halves[0], Vec<double>);
-    high_ += __builtin_convertvector(halves[1], Vec<double>);
-  }
-  STYLEKERN_ALWAYS_INLINE void add(Vec<double> v) { low_ += v; }
-  double total() const {
-    double lanes[kLanes<double>];
-    store(lanes, low_ + high_);
-#pragma GCC unroll 4
-    for (int half = kLanes<double> / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-      for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-    return lanes[0];
-  }
-
- private:
-  Vec<double> low_{}, high_{};
-};
-
 // Sums of what arrives a vector at a time, about a centre. A plain value, so that a loop keeps it in registers.
 template <class A>
 struct RunningMoments {

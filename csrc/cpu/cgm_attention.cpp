@@ -1,0 +1,224 @@
+// cgm_attention on the CPU: a block of queries against all keys at a time, its products on torch's BLAS. The walks over
+// the block's rows are in cgm_attention.h.
+#include "../common/cgm_attention_torch.h"
+#include "cgm_attention_args.h"
+#include "dtypes.h"
+#include "matmul.h"
+
+#define STYLEKERN_KERNELS "cgm_attention_target.h"
+#include "foreach_target.h"
+#include "parallel.h"
+
+namespace stylekern {
+namespace {
+
+using torch::stable::select;
+using torch::stable::transpose;
+
+// Queries of a block: as many as leave its scores in the last-level cache. More would not make the products faster,
+// fewer would: each packs all keys anew.
+int64_t block_rows(const CgmAttention& p) {
+  constexpr int64_t kScores = int64_t{1} << 22, kMost = 1024, kFewest = 32;
+  return std::min(p.queries, std::clamp(kScores / std::max<int64_t>(p.keys, 1), kFewest, kMost));
+}
+
+// Calls f(kernels) with the kernels of this processor's target.
+template <class T, class F>
+void with_kernels(const F& f) {
+#define STYLEKERN_CALL(target) f(target::CgmAttentionKernels<T>())
+  STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
+#undef STYLEKERN_CALL
+}
+
+// Rows of queries, keys or values as the products read them.
+template <class T>
+struct Prepared {
+  using A = Acc<T>;
+
+  Prepared(const Tensor& like, int64_t rows, int64_t d, bool cosine, double eps)
+      : d(d), cosine(cosine), eps(eps), values(empty_of(like, {rows, d}, accumulate_type(like))) {
+    if (cosine) norms.resize(size_t(rows));
+  }
+
+  // Takes rows [rows, d] of a tensor with dense rows.
+  void take(const Tensor& x) {
+    const T* const from = data<T>(x);
+    const int64_t stride = x.stride(0);
+    with_kernels<T>([&](auto kernels) {
+      parallel_for(x.size(0), 2 * d, [&](int64_t first, int64_t last) {
+        kernels.prepare(from, stride, d, cosine, eps, mutable_data<A>(values), norms.data(), first, last);
+      });
+    });
+  }
+
+  // From the gradient of what was taken, [rows, d], to that of what it was taken from, which may be the same tensor.
+  void finish(const Tensor& grad, const Tensor& to) {
+    with_kernels<T>([&](auto kernels) {
+      parallel_for(grad.size(0), 2 * d, [&](int64_t first, int64_t last) {
+        kernels.finish(data<A>(grad), data<A>(values), d, cosine, eps, norms.data(), mutable_data<T>(to), first, last);
+      });
+    });
+  }
+
+  int64_t d;
+  bool cosine;
+  double eps;
+  Tensor values;
+  std::vector<A> norms;
+};
+
+// Values of a sample, as the products read them.
+template <class T>
+Tensor in_accumulate_type(const Tensor& x) {
+  if constexpr (std::is_same_v<T, Acc<T>>) return x;
+  Prepared<T> prepared(x, x.size(0), x.size(1), false, 0);
+  prepared.take(x);
+  return prepared.values;
+}
+
+// Where the products may write a result of x's dtype and shape: there, or in a buffer that is converted afterwards.
+template <class T>
+Tensor target_of(const Tensor& x) {
+  if constexpr (std::is_same_v<T, Acc<T>>) return x;
+  return empty_of(x, {x.size(0), x.size(1)}, accumulate_type(x));
+}
+
+std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
+  return x ? std::optional(torch::stable::contiguous(*x)) : x;
+}
+template <class T>
+const T* at(const std::optional<Tensor>& x, int64_t offset) {
+  return x ? data<T>(*x) + offset : nullptr;
+}
+Tensor rows_of(Tensor x, int64_t first, int64_t count) { return torch::stable::narrow(x, 0, first, count); }
+
+std::tuple<Tensor, Tensor, Tensor> cgm_attention(Tensor query, Tensor key, Tensor value,
+                                                 std::optional<Tensor> gate_scale, std::optional<Tensor> gate_bias,
+                                                 double alpha, bool cosine, StringHandle gate_grad, double temperature,
+                                                 bool renormalize, double eps) {
+  const CgmAttention p = make_cgm_attention(query, key, value, gate_scale, gate_bias, alpha, cosine, gate_grad,
+                                            temperature, renormalize, eps);
+  query = with_dense_rows(query), key = with_dense_rows(key), value = with_dense_rows(value);
+  gate_scale = contiguous(gate_scale), gate_bias = contiguous(gate_bias);
+  Tensor output = empty_of(query, {p.n, p.queries, p.dv});
+  Tensor lse = empty_of(query, {p.n, p.queries}, accumulate_type(query)), mass = torch::stable::empty_like(lse);
+  if (lse.numel() == 0) return {output, lse, mass};
+  with_dtype(query, [&](auto type) {
+    using T = decltype(type);
+    using A = Acc<T>;
+    const int64_t rows = block_rows(p);
+    Prepared<T> keys(key, p.keys, p.d, p.cosine, p.eps), queries(query, rows, p.d, p.cosine, p.eps);
+    const Tensor all_scores = empty_of(query, {rows, p.keys}, accumulate_type(query));
+    for (int64_t n = 0; n < p.n; ++n) {
+      keys.take(select(key, 0, n));
+      const Tensor values = in_accumulate_type<T>(select(value, 0, n));
+      for (int64_t first = 0; first < p.queries; first += rows) {
+        const int64_t count = std::min(rows, p.queries - first), offset = n * p.queries + first;
+        queries.take(rows_of(select(query, 0, n), first, count));
+        const Tensor scores = rows_of(all_scores, 0, count), result = rows_of(select(output, 0, n), first, count);
+        multiply(rows_of(queries.values, 0, count), transpose(keys.values, 0, 1), scores, false, p.alpha);
+        CgmBlock<T> block{mutable_data<A>(scores)};
+        block.gate_scale = at<T>(gate_scale, offset), block.gate_bias = at<T>(gate_bias, offset);
+        block.lse = mutable_data<A>(lse) + offset, block.mass = mutable_data<A>(mass) + offset;
+        with_kernels<T>([&](auto kernels) {
+          parallel_for(count, 4 * p.keys, [&](int64_t begin, int64_t end) { kernels.weigh(block, p, begin, end); });
+        });
+        const Tensor product = target_of<T>(result);
+        multiply(scores, values, product);
+        if (!p.renormalize && std::is_same_v<T, A>) continue;
+        with_kernels<T>([&](auto kernels) {
+          parallel_for(count, p.dv, [&](int64_t begin, int64_t end) {
+            kernels.write(data<A>(product), p.renormalize ? block.mass : nullptr, p.dv, mutable_data<T>(result), begin,
+                          end);
+          });
+        });
+      }
+    }
+  });
+  return {output, lse, mass};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cgm_attention_backward(
+    Tensor grad, Tensor query, Tensor key, Tensor value, std::optional<Tensor> gate_scale,
+    std::optional<Tensor> gate_bias, Tensor output, Tensor lse, Tensor mass, double alpha, bool cosine,
+    StringHandle gate_grad, double temperature, bool renormalize, double eps, bool need_query, bool need_key,
+    bool need_value, bool need_gate) {
+  const CgmAttention p = make_cgm_attention(query, key, value, gate_scale, gate_bias, alpha, cosine, gate_grad,
+                                            temperature, renormalize, eps);
+  for (const Tensor* x : {&grad, &output}) {
+    check_shape("grad and output", *x, {p.n, p.queries, p.dv});
+    check_dtype("grad and output", *x, query.scalar_type());
+  }
+  for (const Tensor* x : {&lse, &mass}) {
+    check_shape("lse and mass", *x, {p.n, p.queries});
+    check_dtype("lse and mass", *x, accumulate_type(query));
+  }
+  query = with_dense_rows(query), key = with_dense_rows(key), value = with_dense_rows(value);
+  gate_scale = contiguous(gate_scale), gate_bias = contiguous(gate_bias);
+  grad = torch::stable::contiguous(grad), output = torch::stable::contiguous(output);
+  mass = torch::stable::contiguous(mass);
+  const auto empty = [&](bool needed, std::initializer_list<int64_t> sizes) {
+    Tensor x = needed ? empty_of(query, sizes) : empty_of(query, {0});
+    if (grad.numel() == 0 || p.keys == 0) torch::stable::zero_(x);  // nothing depends on anything
+    return x;
+  };
+  Tensor grad_query = empty(need_query, {p.n, p.queries, p.d}), grad_key = empty(need_key, {p.n, p.keys, p.d});
+  Tensor grad_value = empty(need_value, {p.n, p.keys, p.dv});
+  Tensor grad_scale = empty(need_gate && gate_scale, {p.n, p.queries});
+  Tensor grad_bias = empty(need_gate && gate_bias, {p.n, p.queries});
+  if (grad.numel() == 0 || p.keys == 0) return {grad_query, grad_key, grad_value, grad_scale, grad_bias};
+  const bool need_scores = need_query || need_key || need_gate;
+  with_dtype(query, [&](auto type) {
+    using T = decltype(type);
+    using A = Acc<T>;
+    const int64_t rows = block_rows(p);
+    Prepared<T> keys(key, p.keys, p.d, p.cosine, p.eps), queries(query, rows, p.d, p.cosine, p.eps);
+    const Tensor all_scores = empty_of(query, {rows, p.keys}, accumulate_type(query));
+    Tensor all_products = torch::stable::empty_like(all_scores);
+    if (!need_scores) torch::stable::zero_(all_products);
+    for (int64_t n = 0; n < p.n; ++n) {
+      keys.take(select(key, 0, n));
+      const Tensor values = in_accumulate_type<T>(select(value, 0, n));
+      std::optional<Tensor> key_sum, value_sum;
+      if (need_key) key_sum = target_of<T>(select(grad_key, 0, n));
+      if (need_value) value_sum = target_of<T>(select(grad_value, 0, n));
+      for (int64_t first = 0; first < p.queries; first += rows) {
+        const int64_t count = std::min(rows, p.queries - first), offset = n * p.queries + first;
+        queries.take(rows_of(select(query, 0, n), first, count));
+        const Tensor scores = rows_of(all_scores, 0, count), products = rows_of(all_products, 0, count);
+        const Tensor prepared = rows_of(queries.values, 0, count);
+        const Tensor upstream = rows_of(select(grad, 0, n), first, count), g = in_accumulate_type<T>(upstream);
+        multiply(prepared, transpose(keys.values, 0, 1), scores, false, p.alpha);
+        if (need_scores) multiply(g, transpose(values, 0, 1), products);
+        CgmBlock<T> block{mutable_data<A>(scores), mutable_data<A>(products)};
+        block.gate_scale = at<T>(gate_scale, offset), block.gate_bias = at<T>(gate_bias, offset);
+        block.mass = const_cast<A*>(data<A>(mass)) + offset;
+        block.grad = data<T>(upstream), block.output = data<T>(output) + offset * p.dv;
+        block.grad_scale = grad_scale.numel() ? mutable_data<T>(grad_scale) + offset : nullptr;
+        block.grad_bias = grad_bias.numel() ? mutable_data<T>(grad_bias) + offset : nullptr;
+        with_kernels<T>([&](auto kernels) {
+          parallel_for(count, 8 * p.keys,
+                       [&](int64_t begin, int64_t end) { kernels.weigh_backward(block, p, begin, end); });
+        });
+        if (need_value) multiply(transpose(scores, 0, 1), g, *value_sum, first > 0);
+        if (need_key) multiply(transpose(products, 0, 1), prepared, *key_sum, first > 0, p.alpha);
+        if (!need_query) continue;
+        const Tensor result = rows_of(select(grad_query, 0, n), first, count), query_sum = target_of<T>(result);
+        multiply(products, keys.values, query_sum, false, p.alpha);
+        queries.finish(query_sum, result);
+      }
+      if (need_key) keys.finish(*key_sum, select(grad_key, 0, n));
+      if (need_value && !std::is_same_v<T, A>)
+        Prepared<T>(value, 0, p.dv, false, 0).finish(*value_sum, select(grad_value, 0, n));
+    }
+  });
+  return {grad_query, grad_key, grad_value, grad_scale, grad_bias};
+}
+
+}  // namespace
+}  // namespace stylekern
+
+STABLE_TORCH_LIBRARY_IMPL(stylekern, CPU, m) {
+  m.impl("cgm_attention", TORCH_BOX(&stylekern::cgm_attention));
+  m.impl("cgm_attention_backward", TORCH_BOX(&stylekern::cgm_attention_backward));
+}

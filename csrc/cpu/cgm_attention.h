@@ -1,0 +1,160 @@
+// cgm_attention on the CPU: rows of scores, one query each. Included by foreach_target.h.
+//
+// The products around them are torch's BLAS. A row lies in the first-level cache or the second while it is walked
+// several times.
+namespace stylekern::STYLEKERN_TARGET {
+
+template <class T>
+struct CgmAttentionKernels {
+  using A = Acc<T>;
+
+  // Rows of x [rows, d], `stride` apart, as the products read them: of A, and divided by their norms where asked for.
+  static void prepare(const T* x, int64_t stride, int64_t d, bool cosine, double eps, A* to, A* norms, int64_t first,
+                      int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const T* const row = x + i * stride;
+      if (cosine) {
+        norms[i] = unit_row(row, d, eps, to + i * d);
+        continue;
+      }
+      for_vectors<A>(d, [&](int64_t j, auto count)
+                            STYLEKERN_ALWAYS_INLINE { store(to + i * d + j, load(row + j, count), count); });
+    }
+  }
+
+  // The adjoint of prepare: from the gradient of what the products read to that of x.
+  static void finish(const A* grad, const A* prepared, int64_t d, bool cosine, double eps, const A* norms, T* to,
+                     int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      if (cosine)
+        unit_row_backward(grad + i * d, prepared + i * d, d, norms[i], eps, to + i * d);
+      else
+        copy_row(grad + i * d, d, to + i * d);
+    }
+  }
+
+  // What the softmax of a row is made of: A = exp(S - top) / sum.
+  struct RowSoftmax {
+    A top;
+    double sum;
+  };
+
+  // A row of scores becomes its softmax: the same bits in the forward and in the backward pass, so that both keep the
+  // same keys.
+  static RowSoftmax softmax(A* row, int64_t keys) {
+    const Vec<A> lowest = broadcast(-std::numeric_limits<A>::infinity());
+    Vec<A> tops = lowest;
+    for_vectors<A>(keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      Vec<A> s = load(row + j, count);
+      if constexpr (std::is_same_v<decltype(count), int64_t>) s = lane_numbers<A>() < int(count) ? s : lowest;
+      tops = s > tops ? s : tops;
+    });
+    A lanes[kLanes<A>];
+    store(lanes, tops);
+    const A top = *std::max_element(lanes, lanes + kLanes<A>);
+    LaneSum sum;
+    for_vectors<A>(keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      Vec<A> e = exp_of_negative<A>(load(row + j, count) - top);
+      if constexpr (std::is_same_v<decltype(count), int64_t>) e = first_lanes<A>(e, count);
+      store(row + j, e, count);
+      sum.add(e);
+    });
+    const double total = sum.total();
+    const Vec<A> factor = broadcast(A(1 / total));
+    for_vectors<A>(keys, [&](int64_t j, auto count)
+                             STYLEKERN_ALWAYS_INLINE { store(row + j, load(row + j, count) * factor, count); });
+    return {top, total};
+  }
+
+  // Queries [first, last) of a block, forward: scores become the weights of the values.
+  static void weigh(const CgmBlock<T>& block, const CgmAttention& p, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      A* const row = block.scores + i * p.keys;
+      const RowSoftmax made = softmax(row, p.keys);
+      const Vec<A> threshold = broadcast(gate(block, p, i));
+      LaneSum mass;
+      for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        const Vec<A> a = load(row + j, count), kept = a > threshold ? a : Vec<A>{};
+        store(row + j, kept, count);
+        mass.add(kept);
+      });
+      block.lse[i] = A(double(made.top) + std::log(made.sum));
+      block.mass[i] = A(mass.total());
+    }
+  }
+
+  // Rows [first, last) of the product, divided by the mass, and of the output's type.
+  static void write(const A* product, const A* mass, int64_t dv, T* output, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const Vec<A> divisor = broadcast(mass && mass[i] > 0 ? mass[i] : A(1));
+      for_vectors<A>(dv, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        store(output + i * dv + j, load(product + i * dv + j, count) / divisor, count);
+      });
+    }
+  }
+
+  // Queries [first, last) of a block, backward. With e[u,v] = g[u] . value[v], less g[u] . y[u] where renormalised, and
+  // both divided by the mass there:
+  //   dA = keep e + [straight_through] A e s (1 - s) Lk / temperature        s = sigmoid((A - T) Lk / temperature)
+  //   dT = -[straight_through] sum over v of A e s (1 - s) Lk / temperature
+  //   dS = A (dA - sum over v of A dA)
+  // Scores become keep A, the weights of the values; products of g and value become dS.
+  static void weigh_backward(const CgmBlock<T>& block, const CgmAttention& p, int64_t first, int64_t last) {
+    const A slope = A(double(p.keys) / p.temperature);
+    for (int64_t i = first; i < last; ++i) {
+      A *const row = block.scores + i * p.keys, *const products = block.products + i * p.keys;
+      softmax(row, p.keys);
+      const A mass = p.renormalize && block.mass[i] > 0 ? block.mass[i] : A(1);
+      const Vec<A> threshold = broadcast(gate(block, p, i)), inverse = broadcast(1 / mass);
+      const Vec<A> less = broadcast(p.renormalize ? dot(block.grad + i * p.dv, block.output + i * p.dv, p.dv) : A(0));
+      LaneSum along, gate_sum;
+      for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        const Vec<A> a = load(row + j, count), e = (load(products + j, count) - less) * inverse;
+        Vec<A> grad_a = a > threshold ? e : Vec<A>{};
+        if (p.straight_through) {
+          const Vec<A> z = (a - threshold) * slope, small = exp_of_negative<A>(z < 0 ? z : -z);
+          const Vec<A> surrogate = a * e * (small / ((small + A(1)) * (small + A(1)))) * slope;
+          gate_sum.add(surrogate);
+          grad_a += surrogate;
+        }
+        store(products + j, grad_a, count);
+        along.add(a * grad_a);  // lanes beyond the row have a = 0
+      });
+      const Vec<A> sum = broadcast(A(along.total()));
+      for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        const Vec<A> a = load(row + j, count);
+        store(products + j, a * (load(products + j, count) - sum), count);
+        store(row + j, a > threshold ? a * inverse : Vec<A>{}, count);
+      });
+      set(block.grad_scale, i, -A(gate_sum.total() / double(p.keys)));
+      set(block.grad_bias, i, -A(gate_sum.total()));
+    }
+  }
+
+ private:
+  // The threshold of a query: where it is not a number, nothing passes; without a gate, everything does.
+  static A gate(const CgmBlock<T>& block, const CgmAttention& p, int64_t i) {
+    constexpr A kNothing = std::numeric_limits<A>::infinity();
+    if (!block.gate_scale && !block.gate_bias) return -kNothing;
+    const A scale = block.gate_scale ? value(block.gate_scale + i) : A(0);
+    const A bias = block.gate_bias ? value(block.gate_bias + i) : A(0), threshold = scale / A(p.keys) + bias;
+    return threshold != threshold ? kNothing : threshold;
+  }
+  static A value(const T* x) { return load_first(x, 1)[0]; }
+  static void set(T* x, int64_t i, A value) {
+    if (x) store_first(x + i, broadcast(value), 1);
+  }
+  static void copy_row(const A* from, int64_t d, T* to) {
+    if (static_cast<const void*>(from) == to) return;
+    for_vectors<A>(d,
+                   [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { store(to + j, load(from + j, count), count); });
+  }
+  static A dot(const T* a, const T* b, int64_t d) {
+    LaneSum sum;
+    for_vectors<A>(d, [&](int64_t j, auto count)
+                          STYLEKERN_ALWAYS_INLINE { sum.add_product(load(a + j, count), load(b + j, count)); });
+    return A(sum.total());
+  }
+};
+
+}  // namespace stylekern::STYLEKERN_TARGET

@@ -1,0 +1,43 @@
+// Sums in double of vectors of float or double. Included by foreach_target.h.
+namespace stylekern::STYLEKERN_TARGET {
+
+// A sum in double over the lanes of vectors of float or double.
+class LaneSum {
+ public:
+  STYLEKERN_ALWAYS_INLINE void add(Vec<float> v) {
+    Vec<double> wide[2];
+    widen(v, wide);
+    low_ += wide[0], high_ += wide[1];
+  }
+  STYLEKERN_ALWAYS_INLINE void add(Vec<double> v) { low_ += v; }
+
+  // Products are taken in double too: squares of large floats are no floats.
+  STYLEKERN_ALWAYS_INLINE void add_product(Vec<float> a, Vec<float> b) {
+    Vec<double> wide_a[2], wide_b[2];
+    widen(a, wide_a), widen(b, wide_b);
+    low_ = fma(wide_a[0], wide_b[0], low_), high_ = fma(wide_a[1], wide_b[1], high_);
+  }
+  STYLEKERN_ALWAYS_INLINE void add_product(Vec<double> a, Vec<double> b) { low_ = fma(a, b, low_); }
+
+  double total() const {
+    double lanes[kLanes<double>];
+    store(lanes, low_ + high_);
+#pragma GCC unroll 4
+    for (int half = kLanes<double> / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+      for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    return lanes[0];
+  }
+
+ private:
+  STYLEKERN_ALWAYS_INLINE static void widen(Vec<float> v, Vec<double> (&wide)[2]) {
+    typedef float HalfVector __attribute__((vector_size(STYLEKERN_VECTOR_BYTES / 2)));
+    HalfVector halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    for (int i = 0; i < 2; ++i) wide[i] = __builtin_convertvector(halves[i], Vec<double>);
+  }
+
+  Vec<double> low_{}, high_{};
+};
+
+}  // namespace stylekern::STYLEKERN_TARGET
