@@ -1,0 +1,7 @@
+"""Blocks of networks over the operators, as modules of [N, C, H, W] features."""
+
+from stylekern.nn.content_gate import ContentGate
+from stylekern.nn.gated_attention import GatedAttention
+from stylekern.nn.style_alignment import StyleAlignment
+
+__all__ = ["ContentGate", "GatedAttention", "StyleAlignment"]

@@ -1,0 +1,29 @@
+"""Feature maps as rows of positions, and back."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """[N, C, H, W] to [N, H * W, C], a view."""
+    rows: Tensor = x.flatten(2).transpose(1, 2)
+    return rows
+
+
+def as_features(rows: Tensor, like: Tensor) -> Tensor:
+    """[N, H * W, C] to [N, C, H, W] of the size of `like`."""
+    features: Tensor = rows.transpose(1, 2).unflatten(2, like.shape[2:])
+    return features
+
+
+def check_features(module: str, channels: int, content: Tensor, style: Tensor) -> None:
+    """Content and style must be feature maps of `channels`, of one batch size."""
+    for name, x in (("content", content), ("style", style)):
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f"{module}: {name} must be [N, {channels}, H, W], got {list(x.shape)}")
+    if content.shape[0] != style.shape[0]:
+        raise ValueError(
+            f"{module}: content and style must be as many, got {content.shape[0]} and {style.shape[0]}; "
+            "expand one style for many contents"
+        )

@@ -1,0 +1,38 @@
+"""The network that predicts, from content features, which keys each of their positions listens to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ContentGate(nn.Module):
+    r"""E_f of content-based gating modulation ("Learning dynamic style kernels ...", section 3.1).
+
+    Predicts the scale lambda and the bias beta of the threshold T = lambda A_r + beta, one of each for every position.
+    The paper calls E_f a convolution network and says no more. Here it is two convolutions of 3 x 3, which see what a
+    position belongs to, with a ReLU between them.
+
+    A softmax row of Lk keys has entries of 1/Lk on average. At the start lambda is about 1, so that the gate keeps what
+    is above average; beta, which adds to T as it is, starts a thousand times smaller than lambda's deviation from 1,
+    for else it would shut everything out.
+
+    Args:
+        channels: Of the content features.
+        hidden: Channels between the convolutions; a quarter of `channels` by default.
+    """
+
+    def __init__(self, channels: int, hidden: int | None = None) -> None:
+        super().__init__()
+        hidden = max(channels // 4, 1) if hidden is None else hidden
+        self.features = nn.Conv2d(channels, hidden, 3, padding=1, padding_mode="replicate")
+        self.gates = nn.Conv2d(hidden, 2, 3, padding=1, padding_mode="replicate")
+        with torch.no_grad():
+            self.gates.weight[1] *= 1e-3
+            assert self.gates.bias is not None
+            self.gates.bias[0], self.gates.bias[1] = 1, 0
+
+    def forward(self, content: Tensor) -> tuple[Tensor, Tensor]:
+        """Content features [N, C, H, W] to gate_scale and gate_bias, [N, H * W] each."""
+        scale, bias = self.gates(torch.relu(self.features(content))).flatten(2).unbind(1)
+        return scale, bias

@@ -1,0 +1,113 @@
+"""The attention blocks are their papers' formulas, dense and in float64, and learn their gates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stylekern.nn import ContentGate, GatedAttention, StyleAlignment
+from tests.ops.suite import relative_error
+
+
+def features(h: int, w: int, n: int = 2, c: int = 6) -> Tensor:
+    return torch.randn(n, c, h, w).relu() + 0.1 * torch.rand(n, c, h, w)
+
+
+def dense(scores: Tensor, value: Tensor, gate: ContentGate | None, content: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax, threshold and sum as they are printed; the distance of the closest entry to its threshold as well."""
+    a = torch.softmax(scores, -1)  # [N, Lq, Lk]
+    if gate is None:
+        return a @ value, a.new_tensor(1.0)
+    scale, bias = gate(content)
+    t = (scale * a.mean(-1) + bias).unsqueeze(-1)
+    return torch.where(a > t, a, 0) @ value, ((a - t).abs() / a).min()
+
+
+def rows(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("gate", [True, False], ids=["gate", "no-gate"])
+@pytest.mark.parametrize("size", [(4, 5), (1, 1), (7, 3)], ids=str)
+def test_style_alignment_is_equations_1_to_5(size: tuple[int, int], gate: bool) -> None:
+    block = StyleAlignment(6, alpha=8.0, gate=gate)
+    content, style = features(*size), features(5, 7)
+    exact = block.double()
+    q, v = rows(content.double()), rows(style.double())
+    scores = 8 * F.cosine_similarity(q[:, :, None], v[:, None], dim=-1)
+    truth, distance = dense(scores, v, exact.gate, content.double())
+    assert distance > 1e-5  # else rounding would decide
+    given = block.float()(content, style)
+    assert given.shape == content.shape
+    assert relative_error(given, truth.transpose(1, 2).reshape(content.shape)) < 2e-6
+
+
+@pytest.mark.parametrize("gate", [True, False], ids=["gate", "no-gate"])
+def test_gated_attention_is_sanet_with_a_gate(gate: bool) -> None:
+    block = GatedAttention(6, gate=gate).double()
+    content, style = features(5, 4), features(3, 9)
+
+    def normalized(x: Tensor) -> Tensor:
+        return (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True) + 1e-5).sqrt()
+
+    c, s = content.double(), style.double()
+    q, k, v = rows(block.f(normalized(c))), rows(block.g(normalized(s))), rows(block.h(s))
+    attended, distance = dense(q @ k.transpose(1, 2), v, block.gate, c)
+    assert distance > 1e-5
+    truth = c + block.out_conv(attended.transpose(1, 2).reshape(c.shape))
+    assert relative_error(block.float()(content, style), truth) < 2e-6
+
+
+def test_without_a_gate_the_parameters_are_those_of_sanet() -> None:
+    names = {f"{conv}.{what}" for conv in ("f", "g", "h", "out_conv") for what in ("weight", "bias")}
+    assert GatedAttention(4, gate=False).state_dict().keys() == names
+    missing, unexpected = GatedAttention(4).load_state_dict(GatedAttention(4, gate=False).state_dict(), strict=False)
+    assert not unexpected and all(name.startswith("gate.") for name in missing)
+
+
+@pytest.mark.parametrize("block", [StyleAlignment(6), GatedAttention(6)], ids=["alignment", "attention"])
+def test_gradients_reach_every_parameter_and_the_gate_learns(block: nn.Module) -> None:
+    content, style, target = features(6, 5), features(4, 8), features(6, 5)
+    gate = [p for name, p in block.named_parameters() if name.startswith("gate.")]
+    optimizer, losses = torch.optim.Adam(gate, lr=1e-3), []
+    for _ in range(40):
+        loss = F.mse_loss(block(content, style), target)
+        losses.append(loss.item())
+        block.zero_grad()
+        loss.backward()
+        for name, p in block.named_parameters():
+            assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, name
+        optimizer.step()
+    assert min(losses[-5:]) < losses[0]
+
+
+def test_at_the_start_the_gate_keeps_what_is_above_average() -> None:
+    scale, bias = ContentGate(64)(features(9, 9, c=64))
+    assert scale.shape == bias.shape == (2, 81)
+    assert (scale.mean() - 1).abs() < 0.5 and bias.abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("block", [StyleAlignment(6), GatedAttention(6)], ids=["alignment", "attention"])
+def test_compiles_in_one_graph_and_runs_under_autocast(block: nn.Module) -> None:
+    content, style = features(6, 5), features(4, 8)
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True)
+    assert relative_error(compiled(content, style), block(content, style)) < 1e-5
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert block(content, style).isfinite().all()
+
+
+@pytest.mark.parametrize("block", [StyleAlignment(6), GatedAttention(6)], ids=["alignment", "attention"])
+@pytest.mark.parametrize(
+    ("content", "style", "message"),
+    [
+        (torch.rand(6, 4, 4), torch.rand(1, 6, 4, 4), r"content must be \[N, 6, H, W\], got \[6, 4, 4\]"),
+        (torch.rand(1, 6, 4, 4), torch.rand(1, 5, 4, 4), r"style must be \[N, 6, H, W\], got \[1, 5, 4, 4\]"),
+        (torch.rand(2, 6, 4, 4), torch.rand(1, 6, 4, 4), "as many, got 2 and 1; expand one style"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(block: nn.Module, content: Tensor, style: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        block(content, style)
