@@ -66,7 +66,8 @@ struct CgmAttentionKernels {
     return {top, total};
   }
 
-  // Queries [first, last) of a block, forward: scores become the weights of the values.
+  // Queries [first, last) of a block, forward: scores become the weights of the values. What is no number is kept, so
+  // that it shows.
   static void weigh(const CgmBlock<T>& block, const CgmAttention& p, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       A* const row = block.scores + i * p.keys;
@@ -74,7 +75,7 @@ struct CgmAttentionKernels {
       const Vec<A> threshold = broadcast(gate(block, p, i));
       LaneSum mass;
       for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        const Vec<A> a = load(row + j, count), kept = a > threshold ? a : Vec<A>{};
+        const Vec<A> a = load(row + j, count), kept = a <= threshold ? Vec<A>{} : a;
         store(row + j, kept, count);
         mass.add(kept);
       });
@@ -110,7 +111,7 @@ struct CgmAttentionKernels {
       LaneSum along, gate_sum;
       for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const Vec<A> a = load(row + j, count), e = (load(products + j, count) - less) * inverse;
-        Vec<A> grad_a = a > threshold ? e : Vec<A>{};
+        Vec<A> grad_a = a <= threshold ? Vec<A>{} : e;
         if (p.straight_through) {
           const Vec<A> z = (a - threshold) * slope, small = exp_of_negative<A>(z < 0 ? z : -z);
           const Vec<A> surrogate = a * e * (small / ((small + A(1)) * (small + A(1)))) * slope;
@@ -124,7 +125,7 @@ struct CgmAttentionKernels {
       for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const Vec<A> a = load(row + j, count);
         store(products + j, a * (load(products + j, count) - sum), count);
-        store(row + j, a > threshold ? a * inverse : Vec<A>{}, count);
+        store(row + j, a <= threshold ? Vec<A>{} : a * inverse, count);
       });
       set(block.grad_scale, i, -A(gate_sum.total() / double(p.keys)));
       set(block.grad_bias, i, -A(gate_sum.total()));

@@ -63,6 +63,7 @@ class TestCgmAttention(OperatorSuite):
         "no-values": lambda: make(dv=0, **STRAIGHT),
     }
     typical = "half-masked"
+    products_of_torch = True
     threaded = {
         "few-queries": lambda: make(n=1, lq=3, lk=700, d=48, dv=40, **STRAIGHT),
         "few-keys": lambda: make(n=1, lq=700, lk=3, d=48, dv=40, **STRAIGHT),
