@@ -155,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cgm_attention_backward(
   }
   query = with_dense_rows(query), key = with_dense_rows(key), value = with_dense_rows(value);
   gate_scale = contiguous(gate_scale), gate_bias = contiguous(gate_bias);
-  grad = torch::stable::contiguous(grad), output = torch::stable::contiguous(output);
+  grad = with_dense_rows(grad);
   mass = torch::stable::contiguous(mass);
   const auto empty = [&](bool needed, std::initializer_list<int64_t> sizes) {
     Tensor x = needed ? empty_of(query, sizes) : empty_of(query, {0});
@@ -187,13 +187,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cgm_attention_backward(
         queries.take(rows_of(select(query, 0, n), first, count));
         const Tensor scores = rows_of(all_scores, 0, count), products = rows_of(all_products, 0, count);
         const Tensor prepared = rows_of(queries.values, 0, count);
-        const Tensor upstream = rows_of(select(grad, 0, n), first, count), g = in_accumulate_type<T>(upstream);
+        const Tensor g = in_accumulate_type<T>(rows_of(select(grad, 0, n), first, count));
         multiply(prepared, transpose(keys.values, 0, 1), scores, false, p.alpha);
         if (need_scores) multiply(g, transpose(values, 0, 1), products);
         CgmBlock<T> block{mutable_data<A>(scores), mutable_data<A>(products)};
         block.gate_scale = at<T>(gate_scale, offset), block.gate_bias = at<T>(gate_bias, offset);
         block.mass = const_cast<A*>(data<A>(mass)) + offset;
-        block.grad = data<T>(upstream), block.output = data<T>(output) + offset * p.dv;
         block.grad_scale = grad_scale.numel() ? mutable_data<T>(grad_scale) + offset : nullptr;
         block.grad_bias = grad_bias.numel() ? mutable_data<T>(grad_bias) + offset : nullptr;
         with_kernels<T>([&](auto kernels) {

@@ -107,7 +107,7 @@ struct CgmAttentionKernels {
       softmax(row, p.keys);
       const A mass = p.renormalize && block.mass[i] > 0 ? block.mass[i] : A(1);
       const Vec<A> threshold = broadcast(gate(block, p, i)), inverse = broadcast(1 / mass);
-      const Vec<A> less = broadcast(p.renormalize ? dot(block.grad + i * p.dv, block.output + i * p.dv, p.dv) : A(0));
+      const Vec<A> less = broadcast(p.renormalize ? kept_sum(row, products, p.keys, threshold) / mass : A(0));
       LaneSum along, gate_sum;
       for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const Vec<A> a = load(row + j, count), e = (load(products + j, count) - less) * inverse;
@@ -150,10 +150,13 @@ struct CgmAttentionKernels {
     for_vectors<A>(d,
                    [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { store(to + j, load(from + j, count), count); });
   }
-  static A dot(const T* a, const T* b, int64_t d) {
+  // sum over the kept keys of A times a product: g[u] . y[u] times the mass, without the output's rounding.
+  static A kept_sum(const A* row, const A* products, int64_t keys, Vec<A> threshold) {
     LaneSum sum;
-    for_vectors<A>(d, [&](int64_t j, auto count)
-                          STYLEKERN_ALWAYS_INLINE { sum.add_product(load(a + j, count), load(b + j, count)); });
+    for_vectors<A>(keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      const Vec<A> a = load(row + j, count);
+      sum.add(a <= threshold ? Vec<A>{} : a * load(products + j, count));
+    });
     return A(sum.total());
   }
 };

@@ -12,7 +12,6 @@ struct CgmBlock {
   Acc<T>* products = nullptr;                           // [rows, Lk], of the output's gradient and the values
   const T *gate_scale = nullptr, *gate_bias = nullptr;  // [rows]
   Acc<T>*lse = nullptr, *mass = nullptr;                // [rows]
-  const T *grad = nullptr, *output = nullptr;           // [rows, Dv]
   T *grad_scale = nullptr, *grad_bias = nullptr;        // [rows]
 };
 

@@ -65,7 +65,8 @@ def cgm_attention(
         RuntimeError: Devices that differ; a backend asked for by name that cannot run; a forward-mode derivative.
 
     Deterministic, forward and backward (with another number of CPU threads, torch's products may round differently);
-    rounding decides about a key whose A is T to the last digits. Gradients once, for all five tensors. Under autocast all take the autocast dtype.
+    rounding decides about a key whose A is T to the last digits. Gradients once, for all five tensors. Under autocast
+    all take the autocast dtype.
     """
     gates = [(name, x) for name, x in (("gate_scale", gate_scale), ("gate_bias", gate_bias)) if x is not None]
     tensors = [
