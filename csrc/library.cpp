@@ -46,6 +46,13 @@ STABLE_TORCH_LIBRARY(stylekern, m) {
       "Tensor? gate_bias, Tensor output, Tensor lse, Tensor mass, float alpha, bool cosine, str gate_grad, "
       "float temperature, bool renormalize, float eps, bool need_query, bool need_key, bool need_value, "
       "bool need_gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "min_distances(Tensor x, Tensor y, str metric, float eps) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "min_distances_backward(Tensor? grad_row, Tensor? grad_col, Tensor x, Tensor y, Tensor row_argmin, "
+      "Tensor col_argmin, Tensor row_match, Tensor col_match, Tensor x_norm, Tensor y_norm, str metric, float eps, "
+      "bool need_x, bool need_y) -> (Tensor, Tensor)");
 }
 
 #ifndef STYLEKERN_CUDA_ARCHS

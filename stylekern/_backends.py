@@ -16,6 +16,9 @@ from stylekern import _library
 
 BACKENDS = ("compiled", "triton", "reference")
 
+#: Operators that the compiled library serves on the CPU only, by design.
+without_cuda: set[str] = set()
+
 
 def _checked(name: str) -> str:
     if name != "auto" and name not in BACKENDS:
@@ -56,6 +59,8 @@ def why_no_compiled(operator: str, device: str) -> str | None:
     key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device)
     if key is None:
         return f"it has no kernels for device {device}"
+    if device == "cuda" and operator in without_cuda:
+        return "it has no CUDA kernel in C++: Triton serves it on a GPU"
     if device != "meta" and not torch._C._dispatch_has_kernel_for_dispatch_key(f"stylekern::{operator}", key):
         if device == "cuda" and not _library.build_options["cuda_archs"]:
             return "the library was built without CUDA; reinstall with STYLEKERN_BUILD=cuda"

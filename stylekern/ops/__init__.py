@@ -9,6 +9,9 @@ from stylekern.ops.cgm_attention import OPERATOR as _cgm_attention
 from stylekern.ops.cgm_attention import cgm_attention
 from stylekern.ops.factorized_instance_norm import OPERATOR as _factorized_instance_norm
 from stylekern.ops.factorized_instance_norm import factorized_instance_norm
+from stylekern.ops.min_distances import OPERATOR as _min_distances
+from stylekern.ops.min_distances import MinDistances, min_distances
+from stylekern.ops.remd import remd
 from stylekern.ops.style_kernel_conv import OPERATOR as _style_kernel_conv
 from stylekern.ops.style_kernel_conv import style_kernel_conv
 from stylekern.ops.wavelet_pool import OPERATOR as _wavelet_pool
@@ -16,7 +19,7 @@ from stylekern.ops.wavelet_pool import WaveletBands, wavelet_pool
 from stylekern.ops.wavelet_unpool import OPERATOR as _wavelet_unpool
 from stylekern.ops.wavelet_unpool import wavelet_unpool
 
-#: The table of operators: name -> registration.
+#: The table of registered operators: name -> registration. `remd` is plain torch over min_distances.
 OPERATORS: dict[str, Operator] = {
     operator.name: operator
     for operator in (
@@ -27,16 +30,20 @@ OPERATORS: dict[str, Operator] = {
         _wavelet_pool,
         _wavelet_unpool,
         _cgm_attention,
+        _min_distances,
     )
 }
 
 __all__ = [
     "OPERATORS",
+    "MinDistances",
     "WaveletBands",
     "adaconv",
     "adain",
     "cgm_attention",
     "factorized_instance_norm",
+    "min_distances",
+    "remd",
     "style_kernel_conv",
     "wavelet_pool",
     "wavelet_unpool",

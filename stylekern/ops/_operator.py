@@ -36,6 +36,7 @@ class Operator:
         outputs: How many of the schema's results are the function's own; the others are for the gradient formula.
         prepare: From the definition's arguments to the schema's, in plain torch, where they differ.
         preference: Backends, best first.
+        cuda: Whether the compiled library has CUDA kernels for it; Triton alone serves the GPU else.
     """
 
     name: str
@@ -49,11 +50,14 @@ class Operator:
     outputs: int = 1
     prepare: Callable[..., tuple[Any, ...]] | None = None
     preference: tuple[str, ...] = _backends.BACKENDS
+    cuda: bool = True
     _ops: dict[str, Callable[..., Any]] = field(default_factory=dict)
     _choices: dict[tuple[str, str], str] = field(default_factory=dict)
     _names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if not self.cuda:
+            _backends.without_cuda.add(self.name)
         self._names.extend(inspect.signature(self.reference).parameters)
         for backend, namespace in NAMESPACES.items():
             if backend != "compiled":
@@ -86,7 +90,8 @@ class Operator:
         if dtype in (torch.float16, torch.bfloat16):
             args = tuple(x.float() if isinstance(x, Tensor) else x for x in args)
         result = self.reference(**dict(zip(self._names, args, strict=True)))
-        outputs = tuple(x.to(dtype).contiguous() for x in (result if isinstance(result, tuple) else (result,)))
+        results = result if isinstance(result, tuple) else (result,)
+        outputs = tuple((x.to(dtype) if x.is_floating_point() else x).contiguous() for x in results)
         return outputs if self.outputs > 1 else outputs[0]
 
     def _define(self, backend: str) -> None:

@@ -1,0 +1,353 @@
+// min_distances on the CPU: the torch side of the forward. The kernels are in min_distances.h.
+//
+// Tiles of the matrix of distances come from matrix products by torch's BLAS; one sweep over a tile updates the minima
+// of its rows and of its columns. That decides the pairs; their distances are then computed again, exactly. So a
+// distance does not depend on how the BLAS rounds, nor on the number of threads.
+#define STYLEKERN_KERNELS "min_distances.h"
+#include "min_distances_torch.h"
+// after the header that the kernels need
+#include "foreach_target.h"
+#include "matmul.h"
+#include "parallel.h"
+
+namespace stylekern {
+namespace {
+
+constexpr int64_t kTile = 1024;  // rows and columns of a tile: its products cost a hundred times its sweep
+constexpr int64_t kBand = 64;    // rows of a tile that one thread sweeps at a time
+constexpr int64_t kDifferences =
+    16;                              // up to so many values a row, (x - y)^2 costs no more than a product, and is exact
+constexpr int64_t kWorthAView = 64;  // from so many values a row on, the products read the input itself where they can
+
+// A range cut into blocks of at most kTile, of equal size but for the last.
+struct Blocks {
+  int64_t total, size, count;
+  explicit Blocks(int64_t total) : total(total) {
+    const int64_t wanted = (total + kTile - 1) / kTile;
+    size = (total + wanted - 1) / wanted;
+    size = (size + 15) / 16 * 16;
+    count = (total + size - 1) / size;
+  }
+  int64_t begin(int64_t b) const { return b * size; }
+  int64_t length(int64_t b) const { return std::min(size, total - b * size); }
+};
+
+template <class A>
+Tensor matrix(A* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
+  return torch::stable::from_blob(values, {sizes, 2}, {strides, 2},
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU),
+                                  std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+}
+
+template <class T>
+bool equal_rows(const T* a, const T* b, int64_t d) {
+  return std::equal(a, a + d, b, [](T u, T v) { return widened(u) == widened(v); });
+}
+
+// Replaces each of the indices by that of the first equal row: a matrix product may round equal rows differently.
+template <class T>
+void to_first_equal(const Features<T>& side, int64_t d, int64_t* index, int64_t count) {
+  std::vector<std::pair<double, int64_t>> sorted;
+  for (int64_t i = 0; i < side.count; ++i)
+    if (std::isfinite(side.checksum[i])) sorted.emplace_back(side.checksum[i], i);
+  std::sort(sorted.begin(), sorted.end());
+  std::vector<int64_t> first, distinct;
+  for (size_t i = 0, end = 0; i < sorted.size(); i = end) {
+    for (end = i + 1; end < sorted.size() && sorted[end].first == sorted[i].first;) ++end;
+    if (end == i + 1) continue;
+    distinct.clear();
+    if (first.empty())
+      for (int64_t k = 0; k < side.count; ++k) first.push_back(k);
+    for (size_t k = i; k < end; ++k) {
+      const int64_t row = sorted[k].second;
+      const auto same = std::find_if(distinct.begin(), distinct.end(),
+                                     [&](int64_t other) { return equal_rows(side.row(other), side.row(row), d); });
+      if (same == distinct.end())
+        distinct.push_back(row);
+      else
+        first[size_t(row)] = *same;
+    }
+  }
+  if (!first.empty())
+    for (int64_t k = 0; k < count; ++k) index[k] = first[size_t(index[k])];
+}
+
+// What one call keeps for all samples: scratch of a size that does not depend on L x M.
+template <class T>
+struct Scratch {
+  using A = Acc<T>;
+  static constexpr int64_t kPadding = 64 / sizeof(A);  // columns are padded to whole vectors of any target
+
+  Blocks rows, columns;
+  int64_t stride, bands;
+  std::vector<double> scans;                              // squares and checksums of x and of y
+  std::vector<A> weights, row_best, col_best;             // the checksum's; minima so far
+  std::vector<A> row_scale, row_add, col_scale, col_add;  // of a tile
+  std::vector<A> band_best;
+  std::vector<std::conditional_t<sizeof(A) == 8, int64_t, int32_t>> band_index;
+  Tensor tile, x_block, y_block;
+
+  Scratch(const MinDistances& p, const Tensor& like)
+      : rows(p.l),
+        columns(p.m),
+        stride((columns.size + kPadding - 1) / kPadding * kPadding),
+        bands((rows.size + kBand - 1) / kBand),
+        scans(size_t(2 * (p.l + p.m))),
+        weights(size_t(p.d)),
+        row_best(size_t(p.l)),
+        col_best(size_t(p.m)),
+        row_scale(size_t(rows.size), A(1)),
+        row_add(size_t(rows.size)),
+        col_scale(size_t(stride)),
+        col_add(size_t(stride)),
+        band_best(size_t(bands * stride)),
+        band_index(size_t(bands * stride)),
+        tile(empty_of(like, {rows.size, stride}, accumulate_type(like))),
+        x_block(empty_of(like, {0}, accumulate_type(like))),
+        y_block(x_block) {
+    uint64_t state = 1;
+    for (A& weight : weights) {  // between 0.5 and 1.5
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      weight = A(0.5 + double(state >> 40) / double(1 << 24));
+    }
+  }
+  void need_blocks(const MinDistances& p) {
+    if (x_block.numel() || p.d == 0) return;
+    x_block = empty_of(tile, {rows.size, p.d}), y_block = empty_of(tile, {std::max(columns.size, stride), p.d});
+  }
+};
+
+// The search in one sample.
+template <class K, class T>
+class Search {
+  using A = Acc<T>;
+
+ public:
+  Search(const MinDistances& p, Features<T> x, Features<T> y, Scratch<T>& scratch, int64_t* row_index,
+         int64_t* col_index)
+      : p_(p), x_(x), y_(y), s_(scratch), row_index_(row_index), col_index_(col_index) {
+    x_.square = s_.scans.data(), x_.checksum = x_.square + p.l;
+    y_.square = x_.checksum + p.l, y_.checksum = y_.square + p.m;
+  }
+
+  void run() {
+    for (const Features<T>* side : {&x_, &y_})
+      parallel_for(side->count, 4 * p_.d,
+                   [&](int64_t first, int64_t last) { K::scan(*side, s_.weights.data(), p_.d, first, last); });
+    std::fill(s_.row_best.begin(), s_.row_best.end(), std::numeric_limits<A>::infinity());
+    std::fill(s_.col_best.begin(), s_.col_best.end(), std::numeric_limits<A>::infinity());
+    std::fill(row_index_, row_index_ + p_.l, 0), std::fill(col_index_, col_index_ + p_.m, 0);
+    const bool by_differences = !p_.cosine() && p_.d <= kDifferences;
+    if (p_.d > 0) sweep_tiles(by_differences);
+    if (!by_differences) {
+      to_first_equal(y_, p_.d, row_index_, p_.l);
+      to_first_equal(x_, p_.d, col_index_, p_.m);
+    }
+    prefer_bad(x_, y_, row_index_), prefer_bad(y_, x_, col_index_);
+  }
+
+  // The distances of the pairs that were found, and what the gradient needs.
+  void measure(T* row_min, A* row_match, T* col_min, A* col_match, A* x_norm, A* y_norm) const {
+    measure(x_, y_, row_index_, row_min, row_match, x_norm);
+    measure(y_, x_, col_index_, col_min, col_match, y_norm);
+  }
+
+ private:
+  bool bad(const Features<T>& side, int64_t i) const {
+    return !std::isfinite(side.checksum[i]) || (p_.cosine() && !std::isfinite(side.square[i]));
+  }
+
+  // A row with NaN is NaN away from all others, and a minimum with NaN among them is the first of those.
+  void prefer_bad(const Features<T>& side, const Features<T>& other, int64_t* index) const {
+    int64_t first = 0;
+    while (first < other.count && !bad(other, first)) ++first;
+    for (int64_t i = 0; i < side.count; ++i) {
+      if (bad(side, i))
+        index[i] = 0;
+      else if (first < other.count)
+        index[i] = first;
+    }
+  }
+
+  // Whether products of the rows as they are stay far from the ends of float's range.
+  static bool tame(const Features<T>& side) {
+    return std::all_of(side.square, side.square + side.count,
+                       [](double s) { return s == 0 || (s >= 1e-30 && s <= 1e30); });
+  }
+  double norm(const Features<T>& side, int64_t i) const { return std::max(std::sqrt(side.square[i]), p_.eps); }
+
+  // A block of rows as the products need them, in scratch; and what is added to their products.
+  void pack(const Features<T>& side, int64_t first, int64_t count, Tensor& block, A* add) const {
+    A* const to = mutable_data<A>(block);
+    const T* const centre = y_.row(centre_);
+    parallel_for(count, 4 * p_.d, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const T* const row = side.row(first + i);
+        if (p_.cosine())
+          K::normalize(row, norm(side, first + i), p_.d, to + i * p_.d);
+        else
+          add[i] = K::centre(row, centre, p_.d, to + i * p_.d);
+      }
+    });
+  }
+
+  void sweep_tiles(bool by_differences) {
+    const bool direct = p_.cosine() && std::is_same_v<T, A> && p_.d >= kWorthAView && tame(x_) && tame(y_);
+    if (!direct) s_.need_blocks(p_);
+    centre_ = 0;
+    while (centre_ + 1 < p_.m && bad(y_, centre_)) ++centre_;
+    if (bad(y_, centre_)) return;  // every distance is NaN
+    const int64_t lanes = Scratch<T>::kPadding;
+    int64_t packed = -1;
+    for (int64_t a = 0; a < s_.rows.count; ++a) {
+      const int64_t i0 = s_.rows.begin(a), rows = s_.rows.length(a);
+      prepare(x_, i0, rows, direct, by_differences, s_.x_block, s_.row_scale.data(), s_.row_add.data());
+      for (int64_t b = 0; b < s_.columns.count; ++b) {
+        const int64_t j0 = s_.columns.begin(b), columns = s_.columns.length(b);
+        if (packed != b) {
+          prepare(y_, j0, columns, direct, by_differences, s_.y_block, s_.col_scale.data(), s_.col_add.data());
+          // Beyond the last column nothing is a minimum.
+          std::fill(s_.col_scale.begin() + columns, s_.col_scale.end(), A(0));
+          std::fill(s_.col_add.begin() + columns, s_.col_add.end(), std::numeric_limits<A>::infinity());
+          if (by_differences) transpose(j0, columns);
+          packed = b;
+        }
+        if (!by_differences) product(i0, rows, j0, columns, direct);
+        Tile<A> tile{data<A>(s_.tile), nullptr, nullptr, s_.stride, p_.d, (columns + lanes - 1) / lanes * lanes};
+        tile.row_scale = s_.row_scale.data(), tile.row_add = s_.row_add.data();
+        tile.column_scale = s_.col_scale.data(), tile.column_add = s_.col_add.data();
+        if (by_differences) tile.rows = data<A>(s_.x_block), tile.columns = data<A>(s_.y_block);
+        if (by_differences)
+          sweep(typename K::DifferenceOrder{tile}, i0, rows, j0, columns);
+        else if (p_.cosine())
+          sweep(typename K::CosineOrder{tile}, i0, rows, j0, columns);
+        else
+          sweep(typename K::ExpandedOrder{tile}, i0, rows, j0, columns);
+      }
+    }
+  }
+
+  void prepare(const Features<T>& side, int64_t first, int64_t count, bool direct, bool by_differences, Tensor& block,
+               A* scale, A* add) const {
+    if (direct) {
+      for (int64_t i = 0; i < count; ++i) scale[i] = A(1 / norm(side, first + i)), add[i] = 0;
+    } else if (by_differences) {
+      for (int64_t i = 0; i < count; ++i) add[i] = 0;
+      if (&side == &x_)
+        for (int64_t i = 0; i < count; ++i) K::widen(side.row(first + i), p_.d, mutable_data<A>(block) + i * p_.d);
+    } else {
+      for (int64_t i = 0; i < count; ++i) scale[i] = 1, add[i] = 0;
+      pack(side, first, count, block, add);
+    }
+  }
+  void transpose(int64_t first, int64_t count) const {
+    A value[kDifferences];
+    A* const to = mutable_data<A>(s_.y_block);
+    for (int64_t j = 0; j < count; ++j) {
+      K::widen(y_.row(first + j), p_.d, value);
+      for (int64_t k = 0; k < p_.d; ++k) to[k * s_.stride + j] = value[k];
+    }
+  }
+
+  void product(int64_t i0, int64_t rows, int64_t j0, int64_t columns, bool direct) const {
+    A *x = mutable_data<A>(s_.x_block), *y = mutable_data<A>(s_.y_block);
+    int64_t x_stride = p_.d, y_stride = p_.d;
+    if constexpr (std::is_same_v<T, A>)
+      if (direct) {
+        x = const_cast<A*>(x_.row(i0)), y = const_cast<A*>(y_.row(j0));
+        x_stride = x_.stride, y_stride = y_.stride;
+      }
+    multiply(matrix(x, rows, p_.d, x_stride, 1), matrix(y, p_.d, columns, 1, y_stride),
+             matrix(mutable_data<A>(s_.tile), rows, columns, s_.stride, 1), false, p_.cosine() ? -1 : -2);
+  }
+
+  template <class Order>
+  void sweep(const Order& order, int64_t i0, int64_t rows, int64_t j0, int64_t columns) {
+    const int64_t bands = (rows + kBand - 1) / kBand;
+    parallel_for(bands, kBand * columns * 2, [&](int64_t first, int64_t last) {
+      for (int64_t band = first; band < last; ++band)
+        K::sweep(order, band * kBand, std::min(rows, (band + 1) * kBand), s_.row_best.data() + i0, row_index_ + i0, j0,
+                 s_.band_best.data() + band * s_.stride, s_.band_index.data() + band * s_.stride);
+    });
+    for (int64_t band = 0; band < bands; ++band)
+      for (int64_t j = 0; j < columns; ++j) {
+        const A best = s_.band_best[size_t(band * s_.stride + j)];
+        if (best < s_.col_best[size_t(j0 + j)]) {
+          s_.col_best[size_t(j0 + j)] = best;
+          col_index_[j0 + j] = i0 + s_.band_index[size_t(band * s_.stride + j)];
+        }
+      }
+  }
+
+  void measure(const Features<T>& side, const Features<T>& other, const int64_t* index, T* minimum, A* match,
+               A* norms) const {
+    constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+    parallel_for(side.count, 4 * p_.d, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t j = index[i];
+        const bool is_nan = bad(side, i) || bad(other, j);
+        double found = 0, distance = 0;
+        if (p_.cosine()) {
+          const double square = side.square[i] * other.square[j], least = p_.eps;
+          // The root of the product: of two equal rows exactly their product, so that they are 0 apart.
+          const bool plain = std::sqrt(side.square[i]) >= least && std::sqrt(other.square[j]) >= least &&
+                             square > 1e-290 && square < 1e290;
+          const double product = K::dot(side.row(i), other.row(j), p_.d);
+          found = plain ? product / std::sqrt(square) : product / norm(side, i) / norm(other, j);
+          distance = std::clamp(1 - found, 0.0, 2.0);
+        } else {
+          found = K::squared_distance(side.row(i), other.row(j), p_.d);
+          distance = std::sqrt(std::clamp(found, kLeastSquare, kLargestSquare) / double(p_.d));
+        }
+        minimum[i] = narrow<T>(is_nan ? nan : distance), match[i] = A(is_nan ? nan : found);
+        norms[i] = A(std::sqrt(side.square[i]));
+      }
+    });
+  }
+
+  const MinDistances& p_;
+  Features<T> x_, y_;
+  Scratch<T>& s_;
+  int64_t *row_index_, *col_index_;
+  int64_t centre_ = 0;
+};
+
+using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Results min_distances(Tensor x, Tensor y, StringHandle metric, double eps) {
+  x = with_dense_rows(x), y = with_dense_rows(y);
+  const MinDistances p = make_min_distances(x, y, metric, eps);
+  const ScalarType type = accumulate_type(x);
+  Tensor row_min = empty_of(x, {p.n, p.l}), row_argmin = empty_of(x, {p.n, p.l}, ScalarType::Long);
+  Tensor col_min = empty_of(x, {p.n, p.m}), col_argmin = empty_of(x, {p.n, p.m}, ScalarType::Long);
+  Tensor row_match = empty_of(x, {p.n, p.l}, type), col_match = empty_of(x, {p.n, p.m}, type);
+  Tensor x_norm = empty_of(x, {p.n, p.l}, type), y_norm = empty_of(x, {p.n, p.m}, type);
+  const Results results{row_min, row_argmin, col_min, col_argmin, row_match, col_match, x_norm, y_norm};
+  if (row_min.numel() == 0) return results;
+  with_dtype(x, [&](auto value) {
+    using T = decltype(value);
+    using A = Acc<T>;
+    Scratch<T> scratch(p, x);
+    for (int64_t k = 0; k < p.n; ++k) {
+      const auto find = [&](auto kernels) {
+        Search<decltype(kernels), T> search(p, features<T>(x, k), features<T>(y, k), scratch,
+                                            mutable_data<int64_t>(row_argmin) + k * p.l,
+                                            mutable_data<int64_t>(col_argmin) + k * p.m);
+        search.run();
+        search.measure(mutable_data<T>(row_min) + k * p.l, mutable_data<A>(row_match) + k * p.l,
+                       mutable_data<T>(col_min) + k * p.m, mutable_data<A>(col_match) + k * p.m,
+                       mutable_data<A>(x_norm) + k * p.l, mutable_data<A>(y_norm) + k * p.m);
+      };
+#define STYLEKERN_CALL(target) find(target::MinDistancesKernels<T>{})
+      [&] { STYLEKERN_FOR_TARGET(STYLEKERN_CALL); }();
+#undef STYLEKERN_CALL
+    }
+  });
+  return results;
+}
+
+}  // namespace
+}  // namespace stylekern
+
+STABLE_TORCH_LIBRARY_IMPL(stylekern, CPU, m) { m.impl("min_distances", TORCH_BOX(&stylekern::min_distances)); }

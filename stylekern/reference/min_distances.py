@@ -1,0 +1,52 @@
+"""Nearest neighbours in both directions: the definition (STROTSS, Kolkin et al. 2019, eq. 4 to 6)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def min_distances(
+    x: Tensor,  # [N, L, D]
+    y: Tensor,  # [N, M, D]
+    *,
+    metric: str = "cosine",
+    eps: float = 1e-12,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [N, L], [N, L], [N, M], [N, M]
+    """Plain torch, dense, differentiable, in the dtype it is given. See :func:`stylekern.ops.min_distances`."""
+    if metric == "cosine":
+        d = 1 - _unit(x, eps) @ _unit(y, eps).mT  # [N, L, M]
+    else:
+        # Distances do not change when both sides move; without an offset that they share, less is cancelled.
+        u, v = x - y[:, :1].detach(), y - y[:, :1].detach()
+        squared = u.square().sum(-1)[:, :, None] + v.square().sum(-1)[:, None] - 2 * u @ v.mT
+        d = torch.sqrt(torch.clamp(squared, 1e-5, 1e5) / x.shape[2])
+    row = _first_equal(y).gather(1, _lowest(d.detach(), 2))
+    col = _first_equal(x).gather(1, _lowest(d.detach(), 1))
+    return d.gather(2, row[:, :, None])[:, :, 0], row, d.gather(1, col[:, None])[:, 0], col
+
+
+def _unit(x: Tensor, eps: float) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)  # float32: 1e20 squared overflows
+    return x / norm.clamp_min(eps).to(x.dtype)
+
+
+def _lowest(d: Tensor, dim: int) -> Tensor:
+    """The lowest index of the minimum, or of the first NaN: `torch.min` does not promise which of several it gives."""
+    if d.numel() == 0:
+        return d.new_zeros([s for k, s in enumerate(d.shape) if k != dim], dtype=torch.int64)
+    index = torch.arange(d.shape[dim], device=d.device)
+    hit = (d == d.amin(dim, keepdim=True)) | d.isnan()
+    return torch.where(hit, index if dim == 2 else index[:, None], d.shape[dim]).amin(dim)
+
+
+def _first_equal(x: Tensor) -> Tensor:
+    """For each row of [N, L, D] the first equal one: a matrix product may round the same row differently elsewhere."""
+    bits = (x.detach() + 0.0).contiguous().view(torch.int64 if x.dtype == torch.float64 else torch.int32).long()
+    k = torch.arange(1, x.shape[2] + 1, device=x.device) * 0x9E3779B97F4A7C1
+    hashed, order = (bits * (k * k)).sum(-1).sort(dim=1, stable=True)  # integers: any order of summation is exact
+    index = torch.arange(x.shape[1], device=x.device)
+    starts = F.pad(hashed[:, 1:] != hashed[:, :-1], (1, 0), value=True) if x.shape[1] else hashed == hashed
+    start = torch.where(starts, index, 0).cummax(1).values if x.numel() else index.expand(x.shape[:2])
+    return torch.empty_like(order).scatter_(1, order, order.gather(1, start))
