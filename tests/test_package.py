@@ -70,12 +70,12 @@ def test_no_file_is_longer_than_400_lines():
 def test_every_operator_has_all_its_rooms():
     from stylekern.ops import OPERATORS
 
-    rooms = "stylekern/reference/{}.py csrc/cpu/{}.cpp csrc/cuda/{}.cu csrc/cuda/{}.cuh triton_kernels/{}.py"
-    tests = "tests/ops/test_{}.py tests/triton/test_{}.py tests/cuda_host/test_{}.py benchmarks/bench_{}.py"
-    for name in OPERATORS:
-        for room in (*rooms.split(), "stylekern/ops/{}.py", *tests.split(), "docs/ops/{}.md"):
-            if "cuda" not in room or name not in WITHOUT_CUDA:
-                assert (ROOT / room.format(name)).is_file(), room.format(name)
+    rooms = "stylekern/reference/{}.py stylekern/ops/{}.py csrc/cpu/{}.cpp triton_kernels/{}.py docs/ops/{}.md"
+    tests = "tests/ops/test_{}.py tests/triton/test_{}.py benchmarks/bench_{}.py"
+    cuda = "csrc/cuda/{}.cu csrc/cuda/{}.cuh tests/cuda_host/test_{}.py"
+    for name, operator in OPERATORS.items():
+        for room in (*rooms.split(), *tests.split(), *(cuda.split() if operator.cuda else ())):
+            assert (ROOT / room.format(name)).is_file(), room.format(name)
 
 
 def test_every_operator_goes_through_the_sanitizers(monkeypatch: pytest.MonkeyPatch):

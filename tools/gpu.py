@@ -31,6 +31,7 @@ for dtype, n, c, h, w in ((torch.float32, 1, 2, 5, 7), (torch.float32, 2, 4, 16,
     def check(operator, *inputs, **options):
         outputs = operator(*inputs, **options)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        outputs = [y for y in outputs if y.requires_grad]
         torch.autograd.grad(outputs, inputs, [torch.randn_like(y) for y in outputs])
 
     x = randn(n, c, h, w)
@@ -50,6 +51,9 @@ for dtype, n, c, h, w in ((torch.float32, 1, 2, 5, 7), (torch.float32, 2, 4, 16,
     for options in ({"gate_grad": "straight_through", "renormalize": True}, {"cosine": False}):
         check(ops.cgm_attention, randn(n, h, c), randn(n, w, c), randn(n, w, 3), *gates, alpha=2.0, **options)
     check(ops.wavelet_unpool, *(randn(n, c, h, w) for _ in range(4)), size=(2 * h - 1, 2 * w))
+    for metric in ("cosine", "euclidean"):
+        for d in (3, 8 * w):
+            check(ops.min_distances, randn(n, 9 * h, d), randn(n, 9 * w, d), metric=metric)
 if device == "cuda":
     torch.cuda.synchronize()
 """

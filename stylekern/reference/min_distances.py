@@ -18,10 +18,10 @@ def min_distances(
     if metric == "cosine":
         d = 1 - _unit(x, eps) @ _unit(y, eps).mT  # [N, L, M]
     else:
-        # Distances do not change when both sides move; without an offset that they share, less is cancelled.
-        u, v = x - y[:, :1].detach(), y - y[:, :1].detach()
+        # In float64, because sums cancel. Less does where both sides are moved, which changes no distance.
+        u, v = (side.double() - y[:, :1].detach().nan_to_num(0, 0, 0) for side in (x, y))
         squared = u.square().sum(-1)[:, :, None] + v.square().sum(-1)[:, None] - 2 * u @ v.mT
-        d = torch.sqrt(torch.clamp(squared, 1e-5, 1e5) / x.shape[2])
+        d = torch.sqrt(torch.clamp(squared, 1e-5, 1e5) / x.shape[2]).to(x.dtype)
     row = _first_equal(y).gather(1, _lowest(d.detach(), 2))
     col = _first_equal(x).gather(1, _lowest(d.detach(), 1))
     return d.gather(2, row[:, :, None])[:, :, 0], row, d.gather(1, col[:, None])[:, 0], col
