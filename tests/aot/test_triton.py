@@ -62,6 +62,15 @@ CASES = {
     "cgm-surrogate-bf16": ("cgm_attention", "bfloat16", 512, 512, "straight_through", False),
     "cgm-surrogate-fp16": ("cgm_attention", "float16", 512, 512, "straight_through", True),
     "cgm-fp64": ("cgm_attention", "float64", 64, 64, "straight_through", True),
+    "cosine": ("min_distances", "float32", "cosine", 512),
+    "cosine-odd": ("min_distances", "float32", "cosine", 2179),
+    "cosine-bf16": ("min_distances", "bfloat16", "cosine", 512),
+    "cosine-fp64": ("min_distances", "float64", "cosine", 512),
+    "euclidean": ("min_distances", "float32", "euclidean", 512),
+    "euclidean-bf16": ("min_distances", "bfloat16", "euclidean", 67),
+    "euclidean-fp64": ("min_distances", "float64", "euclidean", 512),
+    "palette": ("min_distances", "float32", "euclidean", 3),
+    "palette-fp64": ("min_distances", "float64", "euclidean", 3),
 }
 KERNELS = {
     "_style_kernel_conv_fwd_kernel",
@@ -89,6 +98,10 @@ KERNELS = {
     "_cgm_attention_bwd_query_kernel",
     "_cgm_attention_bwd_key_kernel",
     "_cgm_attention_bwd_value_kernel",
+    "_squares_kernel",
+    "_min_distances_fwd_kernel",
+    "_pairs_kernel",
+    "_min_distances_bwd_kernel",
 }
 # (cases, kernel): (loads, stores) of 16 bytes, at least
 STREAMS = {
@@ -162,6 +175,12 @@ def test_matrix_kernels_use_wgmma_on_hopper() -> None:
     assert not [x for x in found if not x["wgmma"] or x["mma"]]
 
 
+@pytest.mark.parametrize("case", ["cosine", "cosine-bf16", "euclidean"])
+def test_matrix_kernels_use_the_tensor_cores_of_a_warp_group(case: str) -> None:
+    (found,) = [f for f in compiled(90) if case in f["cases"] and f["kernel"] == "_min_distances_fwd_kernel"]
+    assert found["wgmma"]
+
+
 def style_kernel_conv(dtype, k: int, padding: str, composition: str, normalize: bool) -> None:
     import torch
     from stylekern.triton_kernels import style_kernel_conv as op
@@ -227,6 +246,15 @@ def cgm_attention(dtype, depth: int, width: int, gate_grad: str, renormalize: bo
     op.backward(y, q, k, v, gate, gate, y, lse, mass, *options, *[True] * 4)
 
 
+def min_distances(dtype, metric: str, d: int) -> None:
+    import torch
+    from stylekern.triton_kernels import min_distances as op
+
+    x, y = torch.empty(1, 128, d, dtype=dtype), torch.empty(1, 256, d, dtype=dtype)
+    row_min, row_argmin, col_min, col_argmin, *found = op.forward(x, y, metric, 1e-12)
+    op.backward(row_min, col_min, x, y, row_argmin, col_argmin, *found, metric, 1e-12, True, True)
+
+
 def launches(case: str) -> list[tuple]:
     """(kernel, arguments by name, launch options) of one forward and backward pass, none of which runs."""
     import torch
@@ -253,6 +281,7 @@ def source(kernel, arguments: dict):
     from triton.compiler import ASTSource
 
     pointers = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    pointers[torch.int64] = "*i64"
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
