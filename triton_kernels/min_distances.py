@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulator, dense_rows, on_device_of, torch_accumulator
+from ._common import accumulator, dense_rows, on_device_of
 from .min_distances_backward import side_gradient
 
 DIFFERENCES = 16  # up to so many values a row, (x - y)^2 costs no more than a product, and is exact
@@ -27,7 +27,8 @@ TILES = {
     "cosine of 16 bits": (128, 128, 64),
     "euclidean": (128, 64, 16),
     "differences": (64, 64, 16),
-    "float64": (64, 64, 16),
+    "cosine by differences": (64, 64, 16),
+    "float64": (64, 32, 16),
 }
 
 
@@ -80,11 +81,19 @@ def _centred(x, centre, k, d, ACC: tl.constexpr):
 
 
 @triton.jit
+def _norm_of(square_ptr, rows, count, EPS: tl.constexpr):
+    """What rows are divided by; and 1 less the square of what is left, which is 0 but where the norm is below eps."""
+    square = tl.load(square_ptr + rows, mask=rows < count, other=1.0)
+    norm = tl.maximum(tl.sqrt(square), EPS)
+    return norm, tl.where(tl.sqrt(square) < EPS, 1 - square / (norm * norm), 0.0)
+
+
+@triton.jit
 def _orders(
     x_ptr, y_ptr, x_square_ptr, y_square_ptr, rows, cols, count_x, count_y, d, stride_xl, stride_yl, EPS: tl.constexpr,
     METRIC: tl.constexpr, BLOCK_D: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """A tile of what orders distances: -cos, or the clamped |x - y|^2."""
+    """A tile of what orders distances: -cos or |x / |x| - y / |y||^2, or the clamped |x - y|^2."""
     acc = tl.zeros([rows.shape[0], cols.shape[0]], ACC)
     if METRIC == "differences":
         for k in range(0, d):
@@ -92,6 +101,17 @@ def _orders(
             y = tl.load(y_ptr + cols.to(tl.int64) * stride_yl + k, mask=cols < count_y, other=0.0).to(ACC)
             difference = x[:, None] - y[None, :]
             acc += difference * difference
+    elif METRIC == "cosine by differences":
+        # Of unit vectors |x - y|^2 = 2 - 2 cos, without the rounding of 1 - cos.
+        x_norm, x_rest = _norm_of(x_square_ptr, rows, count_x, EPS)
+        y_norm, y_rest = _norm_of(y_square_ptr, cols, count_y, EPS)
+        for k in range(0, d):
+            x = tl.load(x_ptr + rows.to(tl.int64) * stride_xl + k, mask=rows < count_x, other=0.0).to(tl.float64)
+            y = tl.load(y_ptr + cols.to(tl.int64) * stride_yl + k, mask=cols < count_y, other=0.0).to(tl.float64)
+            difference = (x / x_norm).to(ACC)[:, None] - (y / y_norm).to(ACC)[None, :]
+            acc += difference * difference
+        acc += x_rest.to(ACC)[:, None] + y_rest.to(ACC)[None, :]
+        acc = tl.where((x_rest == 1)[:, None] | (y_rest == 1)[None, :], 2.0, acc)
     elif METRIC == "euclidean":
         x_squares, y_squares = tl.zeros([rows.shape[0]], ACC), tl.zeros([cols.shape[0]], ACC)
         for start in range(0, d, BLOCK_D):
@@ -105,8 +125,8 @@ def _orders(
             acc = tl.dot(x, y.T, acc, input_precision=PRECISION, out_dtype=ACC)
         acc = (x_squares[:, None] + y_squares[None, :]) - 2 * acc
     else:
-        x_norm = tl.maximum(tl.sqrt(tl.load(x_square_ptr + rows, mask=rows < count_x, other=1.0)), EPS)
-        y_norm = tl.maximum(tl.sqrt(tl.load(y_square_ptr + cols, mask=cols < count_y, other=1.0)), EPS)
+        x_norm, _ = _norm_of(x_square_ptr, rows, count_x, EPS)
+        y_norm, _ = _norm_of(y_square_ptr, cols, count_y, EPS)
         if METRIC == "cosine":
             x_scale, y_scale = _inverse_power(x_norm), _inverse_power(y_norm)
             x_norm, y_norm = x_norm * x_scale, y_norm * y_scale
@@ -229,21 +249,21 @@ def _pairs_kernel(
     if min_ptr.dtype.element_ty != tl.float64:
         distance = distance.to(tl.float32)
     tl.store(min_ptr + at, distance.to(min_ptr.dtype.element_ty), mask=mask)
-    tl.store(match_ptr + at, match.to(match_ptr.dtype.element_ty), mask=mask)
-    tl.store(norm_ptr + at, tl.sqrt(x_square).to(norm_ptr.dtype.element_ty), mask=mask)
+    tl.store(match_ptr + at, match, mask=mask)
+    tl.store(norm_ptr + at, tl.sqrt(x_square), mask=mask)
 
 
 def rows_of(d: int) -> dict[str, int]:
-    """Rows and values of a row that a program takes at a time: about 2,048 values together."""
+    """Rows and values of a row that a program takes at a time: about 1,024 values together."""
     block = min(max(triton.next_power_of_2(d), 16), 512)
-    return {"ROWS": 2048 // block, "BLOCK_D": block}
+    return {"ROWS": 1024 // block, "BLOCK_D": block}
 
 
 def _search(x: Tensor, y: Tensor, squares: list[Tensor], metric: str, eps: float) -> list[Tensor]:
     """The argmins of both directions, where no row has NaN."""
     (n, count_x, d), count_y = x.shape, y.shape[1]
-    if metric == "euclidean" and d <= DIFFERENCES:
-        metric = "differences"
+    if d <= DIFFERENCES:
+        metric = "differences" if metric == "euclidean" else "cosine by differences"
     elif metric == "cosine" and x.element_size() == 2:
         metric = "cosine of 16 bits"  # the tensor cores take the values as they are
     keys = [torch.full((n, count), LARGEST, dtype=torch.int64, device=x.device) for count in (count_x, count_y)]
@@ -272,7 +292,7 @@ def forward(
     sides = (dense_rows(x), dense_rows(y))
     shapes = [side.shape[:2] for side in sides]
     minima = [x.new_empty(shape) for shape in shapes]
-    matches, norms = ([x.new_empty(s, dtype=torch_accumulator(x)) for s in shapes] for _ in range(2))
+    matches, norms = ([x.new_empty(s, dtype=torch.float64) for s in shapes] for _ in range(2))
     if minima[0].numel() == 0:
         indices = [x.new_empty(shape, dtype=torch.int64) for shape in shapes]
         return minima[0], indices[0], minima[1], indices[1], *matches, *norms

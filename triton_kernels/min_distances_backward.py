@@ -4,7 +4,8 @@
   euclidean   grad x[i] = sum of g / (d * D[i,j]) * (x[i] - y[j])                   over those that no clamp holds
 
 A row has the pair of its own minimum, and those of all rows of the other side whose minimum is with it: a stable sort
-of their argmins lists these, so that each row of the gradient is one sum in a fixed order, without atomics.
+of their argmins lists these, so that each row of the gradient is one sum in a fixed order, without atomics. Sums run in
+float64: what two rows that are close leave of each other is what their rounding would leave too.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulator, on_device_of
+from ._common import on_device_of
 
 
 @triton.jit
-def _pair_terms(grad, match, other_norm, d, EPS: tl.constexpr, METRIC: tl.constexpr, ACC: tl.constexpr):
+def _pair_terms(grad, match, other_norm, d, EPS: tl.constexpr, METRIC: tl.constexpr):
     """What a pair multiplies the other row by, and its part of what the row itself is multiplied by."""
-    grad = grad.to(ACC)
+    grad = grad.to(tl.float64)
     if METRIC == "cosine":
         weight = tl.where(grad != 0, grad / tl.maximum(other_norm, EPS), 0.0)
         own = tl.where(grad != 0, grad * match, 0.0)
@@ -35,20 +36,20 @@ def _pair_terms(grad, match, other_norm, d, EPS: tl.constexpr, METRIC: tl.conste
 def _min_distances_bwd_kernel(
     x_ptr, x_norm_ptr, grad_ptr, index_ptr, match_ptr, y_ptr, y_norm_ptr, y_grad_ptr, y_match_ptr, order_ptr, begin_ptr,
     grad_x_ptr, count_x, count_y, d, parts, stride_xn, stride_xl, stride_yn, stride_yl,
-    EPS: tl.constexpr, METRIC: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, ACC: tl.constexpr,
+    EPS: tl.constexpr, METRIC: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A part of one row of the gradient."""
     row = (tl.program_id(0) // parts).to(tl.int64)  # of all samples
     n, i = row // count_x, row % count_x
     k = tl.program_id(0) % parts * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = k < d
-    x = tl.load(x_ptr + n * stride_xn + i * stride_xl + k, mask=inside, other=0.0).to(ACC)
+    x = tl.load(x_ptr + n * stride_xn + i * stride_xl + k, mask=inside, other=0.0).to(tl.float64)
     y_ptr += n * stride_yn
     # its own minimum
     j = tl.load(index_ptr + row)
-    y = tl.load(y_ptr + j * stride_yl + k, mask=inside, other=0.0).to(ACC)
+    y = tl.load(y_ptr + j * stride_yl + k, mask=inside, other=0.0).to(tl.float64)
     y_norm = tl.load(y_norm_ptr + n * count_y + j)
-    weight, own = _pair_terms(tl.load(grad_ptr + row), tl.load(match_ptr + row), y_norm, d, EPS, METRIC, ACC)
+    weight, own = _pair_terms(tl.load(grad_ptr + row), tl.load(match_ptr + row), y_norm, d, EPS, METRIC)
     if METRIC == "euclidean":
         y -= x
     total = tl.where(weight != 0, weight * y, 0.0)
@@ -62,9 +63,10 @@ def _min_distances_bwd_kernel(
         grads = tl.load(y_grad_ptr + n * count_y + rows, mask=mask, other=0.0)
         matches = tl.load(y_match_ptr + n * count_y + rows, mask=mask, other=0.0)
         norms = tl.load(y_norm_ptr + n * count_y + rows, mask=mask, other=1.0)
-        weights, owns = _pair_terms(grads, matches, norms, d, EPS, METRIC, ACC)
+        weights, owns = _pair_terms(grads, matches, norms, d, EPS, METRIC)
         used = (weights != 0)[:, None]
-        ys = tl.load(y_ptr + rows[:, None] * stride_yl + k[None, :], mask=used & inside[None, :], other=0.0).to(ACC)
+        ys_ptr = y_ptr + rows[:, None] * stride_yl + k[None, :]
+        ys = tl.load(ys_ptr, mask=used & inside[None, :], other=0.0).to(tl.float64)
         if METRIC == "euclidean":
             ys -= x[None, :]
         total += tl.sum(tl.where(used, weights[:, None] * ys, 0.0), 0)
@@ -78,6 +80,8 @@ def _min_distances_bwd_kernel(
         total = -total
     if grad_x_ptr.dtype.element_ty == tl.float16:  # a gradient of size 1 / eps is more than it holds
         total = tl.where(total > 65504.0, 65504.0, tl.where(total < -65504.0, -65504.0, total))
+    if grad_x_ptr.dtype.element_ty != tl.float64:
+        total = total.to(tl.float32)
     tl.store(grad_x_ptr + row * d + k, total.to(grad_x_ptr.dtype.element_ty), mask=inside)
 
 
@@ -109,6 +113,6 @@ def side_gradient(
         _min_distances_bwd_kernel[(n * count * parts,)](
             x, x_norm, grad, index, match, y, y_norm, y_grad, y_match, order, begin, grad_x,
             count, others, d, parts, *x.stride()[:2], *y.stride()[:2], EPS=eps, METRIC=metric,
-            ROWS=2048 // block, BLOCK_D=block, ACC=accumulator(x), num_warps=4,
+            ROWS=2048 // block, BLOCK_D=block, num_warps=4,
         )  # fmt: skip
     return grad_x

@@ -138,7 +138,7 @@ class Search {
     std::fill(s_.row_best.begin(), s_.row_best.end(), std::numeric_limits<A>::infinity());
     std::fill(s_.col_best.begin(), s_.col_best.end(), std::numeric_limits<A>::infinity());
     std::fill(row_index_, row_index_ + p_.l, 0), std::fill(col_index_, col_index_ + p_.m, 0);
-    const bool by_differences = !p_.cosine() && p_.d <= kDifferences;
+    const bool by_differences = p_.d <= kDifferences && !(p_.cosine() && (shortened(x_) || shortened(y_)));
     if (p_.d > 0) sweep_tiles(by_differences);
     if (!by_differences) {
       to_first_equal(y_, p_.d, row_index_, p_.l);
@@ -148,7 +148,7 @@ class Search {
   }
 
   // The distances of the pairs that were found, and what the gradient needs.
-  void measure(T* row_min, A* row_match, T* col_min, A* col_match, A* x_norm, A* y_norm) const {
+  void measure(T* row_min, double* row_match, T* col_min, double* col_match, double* x_norm, double* y_norm) const {
     measure(x_, y_, row_index_, row_min, row_match, x_norm);
     measure(y_, x_, col_index_, col_min, col_match, y_norm);
   }
@@ -174,6 +174,10 @@ class Search {
   static bool tame(const Features<T>& side) {
     return std::all_of(side.square, side.square + side.count,
                        [](double s) { return s == 0 || (s >= 1e-30 && s <= 1e30); });
+  }
+  // Whether some row has a norm between 0 and eps, so that dividing by eps makes it no unit vector.
+  bool shortened(const Features<T>& side) const {
+    return std::any_of(side.square, side.square + side.count, [&](double s) { return s > 0 && std::sqrt(s) < p_.eps; });
   }
   double norm(const Features<T>& side, int64_t i) const { return std::max(std::sqrt(side.square[i]), p_.eps); }
 
@@ -210,7 +214,6 @@ class Search {
           // Beyond the last column nothing is a minimum.
           std::fill(s_.col_scale.begin() + columns, s_.col_scale.end(), A(0));
           std::fill(s_.col_add.begin() + columns, s_.col_add.end(), std::numeric_limits<A>::infinity());
-          if (by_differences) transpose(j0, columns);
           packed = b;
         }
         if (!by_differences) product(i0, rows, j0, columns, direct);
@@ -218,8 +221,10 @@ class Search {
         tile.row_scale = s_.row_scale.data(), tile.row_add = s_.row_add.data();
         tile.column_scale = s_.col_scale.data(), tile.column_add = s_.col_add.data();
         if (by_differences) tile.rows = data<A>(s_.x_block), tile.columns = data<A>(s_.y_block);
-        if (by_differences)
-          sweep(typename K::DifferenceOrder{tile}, i0, rows, j0, columns);
+        if (by_differences && p_.cosine())
+          sweep(typename K::template DifferenceOrder<Metric::kCosine>{tile}, i0, rows, j0, columns);
+        else if (by_differences)
+          sweep(typename K::template DifferenceOrder<Metric::kEuclidean>{tile}, i0, rows, j0, columns);
         else if (p_.cosine())
           sweep(typename K::CosineOrder{tile}, i0, rows, j0, columns);
         else
@@ -230,23 +235,24 @@ class Search {
 
   void prepare(const Features<T>& side, int64_t first, int64_t count, bool direct, bool by_differences, Tensor& block,
                A* scale, A* add) const {
+    for (int64_t i = 0; i < count; ++i) scale[i] = 1, add[i] = 0;
     if (direct) {
-      for (int64_t i = 0; i < count; ++i) scale[i] = A(1 / norm(side, first + i)), add[i] = 0;
+      for (int64_t i = 0; i < count; ++i) scale[i] = A(1 / norm(side, first + i));
     } else if (by_differences) {
-      for (int64_t i = 0; i < count; ++i) add[i] = 0;
-      if (&side == &x_)
-        for (int64_t i = 0; i < count; ++i) K::widen(side.row(first + i), p_.d, mutable_data<A>(block) + i * p_.d);
+      A* const to = mutable_data<A>(block);
+      A values[kDifferences];
+      for (int64_t i = 0; i < count; ++i) {
+        if (p_.cosine())
+          K::normalize(side.row(first + i), norm(side, first + i), p_.d, values);
+        else
+          K::widen(side.row(first + i), p_.d, values);
+        if (p_.cosine() && side.square[first + i] == 0) scale[i] = 0, add[i] = 2;
+        // rows of x as they are, columns as rows of d
+        const int64_t step = &side == &x_ ? 1 : s_.stride, begin = &side == &x_ ? i * p_.d : i;
+        for (int64_t k = 0; k < p_.d; ++k) to[begin + k * step] = values[k];
+      }
     } else {
-      for (int64_t i = 0; i < count; ++i) scale[i] = 1, add[i] = 0;
       pack(side, first, count, block, add);
-    }
-  }
-  void transpose(int64_t first, int64_t count) const {
-    A value[kDifferences];
-    A* const to = mutable_data<A>(s_.y_block);
-    for (int64_t j = 0; j < count; ++j) {
-      K::widen(y_.row(first + j), p_.d, value);
-      for (int64_t k = 0; k < p_.d; ++k) to[k * s_.stride + j] = value[k];
     }
   }
 
@@ -280,8 +286,8 @@ class Search {
       }
   }
 
-  void measure(const Features<T>& side, const Features<T>& other, const int64_t* index, T* minimum, A* match,
-               A* norms) const {
+  void measure(const Features<T>& side, const Features<T>& other, const int64_t* index, T* minimum, double* match,
+               double* norms) const {
     constexpr double nan = std::numeric_limits<double>::quiet_NaN();
     parallel_for(side.count, 4 * p_.d, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
@@ -300,8 +306,8 @@ class Search {
           found = K::squared_distance(side.row(i), other.row(j), p_.d);
           distance = std::sqrt(std::clamp(found, kLeastSquare, kLargestSquare) / double(p_.d));
         }
-        minimum[i] = narrow<T>(is_nan ? nan : distance), match[i] = A(is_nan ? nan : found);
-        norms[i] = A(std::sqrt(side.square[i]));
+        minimum[i] = narrow<T>(is_nan ? nan : distance), match[i] = is_nan ? nan : found;
+        norms[i] = std::sqrt(side.square[i]);
       }
     });
   }
@@ -318,7 +324,7 @@ using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 Results min_distances(Tensor x, Tensor y, StringHandle metric, double eps) {
   x = with_dense_rows(x), y = with_dense_rows(y);
   const MinDistances p = make_min_distances(x, y, metric, eps);
-  const ScalarType type = accumulate_type(x);
+  const ScalarType type = ScalarType::Double;  // their rounding would not cancel where two rows are close
   Tensor row_min = empty_of(x, {p.n, p.l}), row_argmin = empty_of(x, {p.n, p.l}, ScalarType::Long);
   Tensor col_min = empty_of(x, {p.n, p.m}), col_argmin = empty_of(x, {p.n, p.m}, ScalarType::Long);
   Tensor row_match = empty_of(x, {p.n, p.l}, type), col_match = empty_of(x, {p.n, p.m}, type);
@@ -327,7 +333,6 @@ Results min_distances(Tensor x, Tensor y, StringHandle metric, double eps) {
   if (row_min.numel() == 0) return results;
   with_dtype(x, [&](auto value) {
     using T = decltype(value);
-    using A = Acc<T>;
     Scratch<T> scratch(p, x);
     for (int64_t k = 0; k < p.n; ++k) {
       const auto find = [&](auto kernels) {
@@ -335,9 +340,9 @@ Results min_distances(Tensor x, Tensor y, StringHandle metric, double eps) {
                                             mutable_data<int64_t>(row_argmin) + k * p.l,
                                             mutable_data<int64_t>(col_argmin) + k * p.m);
         search.run();
-        search.measure(mutable_data<T>(row_min) + k * p.l, mutable_data<A>(row_match) + k * p.l,
-                       mutable_data<T>(col_min) + k * p.m, mutable_data<A>(col_match) + k * p.m,
-                       mutable_data<A>(x_norm) + k * p.l, mutable_data<A>(y_norm) + k * p.m);
+        search.measure(mutable_data<T>(row_min) + k * p.l, mutable_data<double>(row_match) + k * p.l,
+                       mutable_data<T>(col_min) + k * p.m, mutable_data<double>(col_match) + k * p.m,
+                       mutable_data<double>(x_norm) + k * p.l, mutable_data<double>(y_norm) + k * p.m);
       };
 #define STYLEKERN_CALL(target) find(target::MinDistancesKernels<T>{})
       [&] { STYLEKERN_FOR_TARGET(STYLEKERN_CALL); }();

@@ -145,15 +145,20 @@ struct MinDistancesKernels {
       return clamp_square(load(tile.values + r * tile.stride + j) + squares);
     }
   };
+  // Of normalised rows |x - y|^2 orders as -cos does, without the rounding of 1 - cos. A zero row's scale is 0, and
+  // what is added 2: its distance is 1.
+  template <Metric metric>
   struct DifferenceOrder {
     const Tile<A>& tile;
     STYLEKERN_INLINE Vec<A> operator()(int64_t r, int64_t j) const {
-      Vec<A> sum = load(tile.column_add + j);
+      Vec<A> sum = {};
       for (int64_t k = 0; k < tile.d; ++k) {
         const Vec<A> difference = load(tile.columns + k * tile.stride + j) - tile.rows[r * tile.d + k];
         sum = fma(difference, difference, sum);
       }
-      return clamp_square(sum);
+      if (metric == Metric::kEuclidean) return clamp_square(sum + load(tile.column_add + j));
+      const Vec<A> scaled = fma(sum, load(tile.column_scale + j), load(tile.column_add + j));
+      return fma(scaled, broadcast(tile.row_scale[r]), broadcast(tile.row_add[r]));
     }
   };
 

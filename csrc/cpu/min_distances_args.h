@@ -28,7 +28,8 @@ struct Features {
 };
 
 // A row of matrix products, or the rows themselves, from which a row of the tile's distances is made. Comparisons need
-// no more than an order: for cosine this is -x.y / (|x| |y|), for euclidean the clamped |x - y|^2.
+// no more than an order: for cosine -x.y / (|x| |y|) or, with few values a row, |x / |x| - y / |y||^2; for euclidean
+// the clamped |x - y|^2.
 template <class A>
 struct Tile {
   const A *values = nullptr, *rows = nullptr, *columns = nullptr;  // products; or rows, and columns [d, stride]

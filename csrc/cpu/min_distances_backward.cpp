@@ -21,7 +21,7 @@ template <class T>
 struct Direction {
   const T* grad;  // null: zeros
   const int64_t* index;
-  const Acc<T>*match, *norm, *other_norm;
+  const double *match, *norm, *other_norm;
   int64_t count, others;
 };
 
@@ -36,14 +36,14 @@ Pairs make_pairs(const MinDistances& p, const Direction<T>& to) {
     const double grad = to.grad ? widened(to.grad[i]) : 0;
     if (grad == 0) continue;  // not even times infinity
     double &weight = pairs.weight[size_t(i)], &own = pairs.own[size_t(i)];
-    const Acc<T> match = to.match[i];
+    const double match = to.match[i];
     if (p.cosine()) {
       // g / (|x| |y|), and g cos, which own_factor divides by |x|^2
-      weight = grad / std::max(double(to.norm[i]), p.eps) / std::max(double(to.other_norm[j]), p.eps);
-      own = grad * double(match);
-    } else if (!(match < Acc<T>(kLeastSquare) || match > Acc<T>(kLargestSquare))) {
+      weight = grad / std::max(to.norm[i], p.eps) / std::max(to.other_norm[j], p.eps);
+      own = grad * match;
+    } else if (!(match < kLeastSquare || match > kLargestSquare)) {
       // g / (d sqrt(square / d))
-      own = weight = grad / std::sqrt(double(match) * double(p.d));
+      own = weight = grad / std::sqrt(match * double(p.d));
     }
   }
   for (size_t j = 0; j + 1 < pairs.begin.size(); ++j) pairs.begin[j + 1] += pairs.begin[j];
@@ -54,7 +54,7 @@ Pairs make_pairs(const MinDistances& p, const Direction<T>& to) {
 
 // The gradient of one side: x with the minima of its own rows first, or y with those of its columns.
 template <class K, class T>
-void side_gradient(const MinDistances& p, const Features<T>& side, const Features<T>& other, const Acc<T>* norms,
+void side_gradient(const MinDistances& p, const Features<T>& side, const Features<T>& other, const double* norms,
                    const Pairs& mine, const Pairs& theirs, T* to) {
   // Shares of about as many pairs for each thread: a row that is nearest to many costs as much as all of those.
   const int64_t shares = 4 * int64_t(torch::stable::get_num_threads()), total = side.count + other.count;
@@ -84,8 +84,7 @@ void side_gradient(const MinDistances& p, const Features<T>& side, const Feature
         add(j, theirs.weight[size_t(j)], theirs.own[size_t(j)]);
       }
       if (p.cosine()) {
-        const double norm = double(norms[i]);
-        own = norm < p.eps ? 0 : own / norm / norm;  // a norm below eps is a constant
+        own = norms[i] < p.eps ? 0 : own / norms[i] / norms[i];  // a norm below eps is a constant
       }
       K::gather(side.row(i), own, terms.data(), int64_t(terms.size()), p.d, to + i * p.d);
     }
@@ -103,7 +102,7 @@ std::tuple<Tensor, Tensor> min_distances_backward(std::optional<Tensor> grad_row
     check_dtype(name, values, type);
     STD_TORCH_CHECK(values.is_contiguous(), "stylekern: ", name, " must be contiguous");
   };
-  const ScalarType type = accumulate_type(x);
+  const ScalarType type = ScalarType::Double;
   if (grad_row) check("grad_row", grad_row.emplace(torch::stable::contiguous(*grad_row)), p.l, x.scalar_type());
   if (grad_col) check("grad_col", grad_col.emplace(torch::stable::contiguous(*grad_col)), p.m, x.scalar_type());
   check("row_argmin", row_argmin, p.l, ScalarType::Long), check("col_argmin", col_argmin, p.m, ScalarType::Long);
@@ -114,15 +113,14 @@ std::tuple<Tensor, Tensor> min_distances_backward(std::optional<Tensor> grad_row
   if (x.numel() == 0) return {grad_x, grad_y};
   with_dtype(x, [&](auto value) {
     using T = decltype(value);
-    using A = Acc<T>;
     for (int64_t k = 0; k < p.n; ++k) {
-      const A *of_x = data<A>(x_norm) + k * p.l, *of_y = data<A>(y_norm) + k * p.m;
+      const double *of_x = data<double>(x_norm) + k * p.l, *of_y = data<double>(y_norm) + k * p.m;
       const Pairs rows =
           make_pairs<T>(p, {grad_row ? data<T>(*grad_row) + k * p.l : nullptr, data<int64_t>(row_argmin) + k * p.l,
-                            data<A>(row_match) + k * p.l, of_x, of_y, p.l, p.m});
+                            data<double>(row_match) + k * p.l, of_x, of_y, p.l, p.m});
       const Pairs columns =
           make_pairs<T>(p, {grad_col ? data<T>(*grad_col) + k * p.m : nullptr, data<int64_t>(col_argmin) + k * p.m,
-                            data<A>(col_match) + k * p.m, of_y, of_x, p.m, p.l});
+                            data<double>(col_match) + k * p.m, of_y, of_x, p.m, p.l});
       const Features<T> of[] = {features<T>(x, k), features<T>(y, k)};
       const auto differentiate = [&](auto kernels) {
         using K = decltype(kernels);

@@ -83,11 +83,10 @@ def check_features(operator: str, x: Tensor, y: Tensor, metric: str, eps: float)
 
 def _fake(x: Tensor, y: Tensor, metric: str, eps: float) -> tuple[Tensor, ...]:
     (n, rows, _), cols = x.shape, y.shape[1]
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     minima = []
     for count in (rows, cols):
         minima += [x.new_empty((n, count)), x.new_empty((n, count), dtype=torch.int64)]
-    return *minima, *(x.new_empty((n, count), dtype=dtype) for count in (rows, cols, rows, cols))
+    return *minima, *(x.new_empty((n, count), dtype=torch.float64) for count in (rows, cols, rows, cols))
 
 
 def _backward_fake(
@@ -134,7 +133,7 @@ def _backward(
 
 OPERATOR = Operator(
     name="min_distances",
-    # After the four results, for the gradient: of the nearest pair its cosine or squared distance, and the rows' norms.
+    # After the four results, in float64 for the gradient: the nearest pairs' cosines or squared distances, the norms.
     schema="(Tensor x, Tensor y, str metric, float eps) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     backward_schema="(Tensor? grad_row, Tensor? grad_col, Tensor x, Tensor y, Tensor row_argmin, Tensor col_argmin, "

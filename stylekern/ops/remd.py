@@ -11,9 +11,7 @@ from stylekern.ops.min_distances import OPERATOR, check_features
 REDUCTIONS = ("mean", "none")
 
 
-def remd(
-    x: Tensor, y: Tensor, *, metric: str = "cosine", reduction: str = "mean", eps: float = 1e-12
-) -> Tensor:
+def remd(x: Tensor, y: Tensor, *, metric: str = "cosine", reduction: str = "mean", eps: float = 1e-12) -> Tensor:
     r"""Relaxed earth mover's distance (STROTSS, Kolkin et al. 2019, eq. 5).
 
     Per sample, with the minima of `min_distances`::

@@ -29,7 +29,8 @@ def min_distances(
 
 def _unit(x: Tensor, eps: float) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)  # float32: 1e20 squared overflows
-    return x / norm.clamp_min(eps).to(x.dtype)
+    unit: Tensor = x / norm.clamp_min(eps).to(x.dtype)
+    return unit
 
 
 def _lowest(d: Tensor, dim: int) -> Tensor:

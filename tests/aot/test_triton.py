@@ -69,6 +69,8 @@ CASES = {
     "euclidean": ("min_distances", "float32", "euclidean", 512),
     "euclidean-bf16": ("min_distances", "bfloat16", "euclidean", 67),
     "euclidean-fp64": ("min_distances", "float64", "euclidean", 512),
+    "cosine-palette": ("min_distances", "float32", "cosine", 3),
+    "cosine-palette-fp64": ("min_distances", "float64", "cosine", 3),
     "palette": ("min_distances", "float32", "euclidean", 3),
     "palette-fp64": ("min_distances", "float64", "euclidean", 3),
 }
@@ -280,8 +282,8 @@ def source(kernel, arguments: dict):
     import torch
     from triton.compiler import ASTSource
 
-    pointers = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-    pointers[torch.int64] = "*i64"
+    floats = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+    pointers = {**floats, torch.int64: "*i64"}
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]

@@ -77,7 +77,11 @@ class TestMinDistances(OperatorSuite):
         "dtypes-differ": (call(y=lambda x: x.half()), TypeError, "y is torch.float16, but x is"),
         "devices-differ": (call(y=lambda x: x.to("meta")), RuntimeError, "y is on meta, but x is on cpu"),
         "two-dimensions": (call(x=lambda x: x[0]), ValueError, r"x must be \[N, L, D\], got shape \[13, 19\]"),
-        "values-differ": (call(y=lambda x: x[..., :9]), ValueError, r"y must be \[2, M, 19\] for x .* got \[2, 21, 9\]"),
+        "values-differ": (
+            call(y=lambda x: x[..., :9]),
+            ValueError,
+            r"y must be \[2, M, 19\].* got \[2, 21, 9\]",
+        ),
         "batches-differ": (call(y=lambda x: x[:1]), ValueError, r"y must be \[2, M, 19\].*expand one"),
         "no-rows": (call(x=lambda x: x[:, :0]), ValueError, r"x must have at least one row for y \[2, 21, 19\]"),
         "no-columns": (call(y=lambda x: x[:, :0]), ValueError, r"y must have at least one row for x \[2, 13, 19\]"),
@@ -256,15 +260,15 @@ class TestMinDistances(OperatorSuite):
                 compiled_op(x, y, "cosine", 1e-12)
         with pytest.raises(RuntimeError, match="metric must be"):
             compiled_op(x, x, "l1", 1e-12)
-        _, index, _, _, match, _, norm, _ = compiled_op(x, x, "cosine", 1e-12)
+        grad, index, _, _, match, _, norm, _ = compiled_op(x, x, "cosine", 1e-12)
         backward = torch.ops.stylekern.min_distances_backward
         for wrong in (index + 2, index - 1):
             with pytest.raises(RuntimeError, match="an argmin is no row"):
-                backward(norm, None, x, x, wrong, index, match, match, norm, norm, "cosine", 1e-12, True, True)
+                backward(grad, None, x, x, wrong, index, match, match, norm, norm, "cosine", 1e-12, True, True)
         with pytest.raises(RuntimeError, match="the shape of grad_col"):
-            backward(None, norm[:, :1], x, x, index, index, match, match, norm, norm, "cosine", 1e-12, True, True)
+            backward(None, grad[:, :1], x, x, index, index, match, match, norm, norm, "cosine", 1e-12, True, True)
         with pytest.raises(RuntimeError, match="row_match must be of the dtype"):
-            backward(norm, None, x, x, index, index, index, match, norm, norm, "cosine", 1e-12, True, True)
+            backward(grad, None, x, x, index, index, index, match, norm, norm, "cosine", 1e-12, True, True)
 
     @settings(max_examples=60, deadline=None, derandomize=True)
     @given(

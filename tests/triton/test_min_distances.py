@@ -37,9 +37,7 @@ class Case:
 
     def backward(self, needs: tuple[bool, bool] = (True, True)) -> tuple[Tensor, Tensor]:
         _, row_argmin, _, col_argmin, *found = self.forward()
-        return op.backward(
-            *self.grads, self.x, self.y, row_argmin, col_argmin, *found, self.metric, self.eps, *needs
-        )
+        return op.backward(*self.grads, self.x, self.y, row_argmin, col_argmin, *found, self.metric, self.eps, *needs)
 
     def check(self) -> None:
         leaves = [side.double().detach().requires_grad_() for side in (self.x, self.y)]
@@ -67,10 +65,7 @@ def test_every_size_agrees_with_the_reference(rows: int, columns: int, d: int, m
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("d", [3, 40])
 def test_dtypes(d: int, dtype: torch.dtype, metric: str) -> None:
-    case = Case(n=2, rows=70, d=d, dtype=dtype, metric=metric)
-    case.check()
-    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    assert [x.dtype for x in case.forward()[4:]] == [accumulator] * 4
+    Case(n=2, rows=70, d=d, dtype=dtype, metric=metric).check()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
