@@ -40,9 +40,12 @@ Tensor matrix(A* values, int64_t rows, int64_t columns, int64_t row_stride, int6
                                   std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
 }
 
+// Less than, equal to or above zero as row a comes before b, in the order of their first values that differ.
 template <class T>
-bool equal_rows(const T* a, const T* b, int64_t d) {
-  return std::equal(a, a + d, b, [](T u, T v) { return widened(u) == widened(v); });
+int compare_rows(const T* a, const T* b, int64_t d) {
+  for (int64_t k = 0; k < d; ++k)
+    if (const double u = widened(a[k]), v = widened(b[k]); u != v) return u < v ? -1 : 1;
+  return 0;
 }
 
 // Replaces each of the indices by that of the first equal row: a matrix product may round equal rows differently.
@@ -52,21 +55,19 @@ void to_first_equal(const Features<T>& side, int64_t d, int64_t* index, int64_t 
   for (int64_t i = 0; i < side.count; ++i)
     if (std::isfinite(side.checksum[i])) sorted.emplace_back(side.checksum[i], i);
   std::sort(sorted.begin(), sorted.end());
-  std::vector<int64_t> first, distinct;
-  for (size_t i = 0, end = 0; i < sorted.size(); i = end) {
-    for (end = i + 1; end < sorted.size() && sorted[end].first == sorted[i].first;) ++end;
-    if (end == i + 1) continue;
-    distinct.clear();
+  std::vector<int64_t> first;  // empty: each row is its own
+  for (size_t begin = 0, end = 0; begin < sorted.size(); begin = end) {
+    for (end = begin + 1; end < sorted.size() && sorted[end].first == sorted[begin].first;) ++end;
+    if (end == begin + 1) continue;
+    std::sort(sorted.begin() + int64_t(begin), sorted.begin() + int64_t(end), [&](const auto& a, const auto& b) {
+      const int order = compare_rows(side.row(a.second), side.row(b.second), d);
+      return order != 0 ? order < 0 : a.second < b.second;
+    });
     if (first.empty())
       for (int64_t k = 0; k < side.count; ++k) first.push_back(k);
-    for (size_t k = i; k < end; ++k) {
-      const int64_t row = sorted[k].second;
-      const auto same = std::find_if(distinct.begin(), distinct.end(),
-                                     [&](int64_t other) { return equal_rows(side.row(other), side.row(row), d); });
-      if (same == distinct.end())
-        distinct.push_back(row);
-      else
-        first[size_t(row)] = *same;
+    for (size_t k = begin + 1; k < end; ++k) {
+      const int64_t row = sorted[k].second, before = first[size_t(sorted[k - 1].second)];
+      if (compare_rows(side.row(before), side.row(row), d) == 0) first[size_t(row)] = before;
     }
   }
   if (!first.empty())
@@ -240,17 +241,19 @@ class Search {
       for (int64_t i = 0; i < count; ++i) scale[i] = A(1 / norm(side, first + i));
     } else if (by_differences) {
       A* const to = mutable_data<A>(block);
-      A values[kDifferences];
-      for (int64_t i = 0; i < count; ++i) {
-        if (p_.cosine())
-          K::normalize(side.row(first + i), norm(side, first + i), p_.d, values);
-        else
-          K::widen(side.row(first + i), p_.d, values);
-        if (p_.cosine() && side.square[first + i] == 0) scale[i] = 0, add[i] = 2;
-        // rows of x as they are, columns as rows of d
-        const int64_t step = &side == &x_ ? 1 : s_.stride, begin = &side == &x_ ? i * p_.d : i;
-        for (int64_t k = 0; k < p_.d; ++k) to[begin + k * step] = values[k];
-      }
+      // rows of x as they are, columns as rows of d
+      const int64_t from_row = &side == &x_ ? p_.d : 1, from_value = &side == &x_ ? 1 : s_.stride;
+      parallel_for(count, 16 * p_.d, [&](int64_t begin, int64_t end) {
+        A values[kDifferences];
+        for (int64_t i = begin; i < end; ++i) {
+          if (p_.cosine())
+            K::normalize(side.row(first + i), norm(side, first + i), p_.d, values);
+          else
+            K::widen(side.row(first + i), p_.d, values);
+          if (p_.cosine() && side.square[first + i] == 0) scale[i] = 0, add[i] = 2;
+          for (int64_t k = 0; k < p_.d; ++k) to[i * from_row + k * from_value] = values[k];
+        }
+      });
     } else {
       pack(side, first, count, block, add);
     }
