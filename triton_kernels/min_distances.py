@@ -239,11 +239,14 @@ def _pairs_kernel(
         square = x_squares * y_squares
         x_norm, y_norm = tl.maximum(tl.sqrt(x_squares), EPS), tl.maximum(tl.sqrt(y_squares), EPS)
         plain = (tl.sqrt(x_squares) >= EPS) & (tl.sqrt(y_squares) >= EPS) & (square > 1e-290) & (square < 1e290)
-        match = tl.where(plain, products / tl.sqrt(tl.where(plain, square, 1.0)), products / x_norm / y_norm)
+        match = products / tl.where(plain, tl.sqrt(tl.where(plain, square, 1.0)), x_norm * y_norm)
         distance = tl.minimum(tl.maximum(1 - match, 0.0), 2.0)
     else:
         match = products
-        distance = tl.sqrt(tl.minimum(tl.maximum(match, 1e-5), 1e5) / d)
+        distance = tl.minimum(tl.maximum(match, 1e-5), 1e5)
+        if min_ptr.dtype.element_ty != tl.float64:
+            distance = distance.to(tl.float32)
+        distance = tl.sqrt(distance / d)
     nan = x_bad | (y_bad < count_y)
     distance, match = tl.where(nan, float("nan"), distance), tl.where(nan, float("nan"), match)
     if min_ptr.dtype.element_ty != tl.float64:
@@ -254,9 +257,9 @@ def _pairs_kernel(
 
 
 def rows_of(d: int) -> dict[str, int]:
-    """Rows and values of a row that a program takes at a time: about 1,024 values together."""
+    """Rows and values of a row that a program takes at a time: at most 512 values together."""
     block = min(max(triton.next_power_of_2(d), 16), 512)
-    return {"ROWS": 1024 // block, "BLOCK_D": block}
+    return {"ROWS": min(512 // block, 16), "BLOCK_D": block}
 
 
 def _search(x: Tensor, y: Tensor, squares: list[Tensor], metric: str, eps: float) -> list[Tensor]:
