@@ -1,8 +1,8 @@
 // min_distances on the CPU: the torch side of the forward. The kernels are in min_distances.h.
 //
 // Tiles of the matrix of distances come from matrix products by torch's BLAS; one sweep over a tile updates the minima
-// of its rows and of its columns. That decides the pairs; their distances are then computed again, exactly. So a
-// distance does not depend on how the BLAS rounds, nor on the number of threads.
+// of its rows and of its columns. That decides the pairs; their distances are then computed again, in double. So how
+// the BLAS rounds, which may depend on the number of threads, only counts where two distances agree within rounding.
 #define STYLEKERN_KERNELS "min_distances.h"
 #include "min_distances_torch.h"
 // after the header that the kernels need
