@@ -20,8 +20,6 @@ LAYERS = [
     {"stylekern.reference", "stylekern.triton_kernels"},
 ]
 
-WITHOUT_CUDA = {"cgm_attention"}  # operators that Triton alone serves on a GPU
-
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

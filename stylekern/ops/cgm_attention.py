@@ -182,4 +182,5 @@ OPERATOR = Operator(
     setup_context=_setup_context,
     backward=_backward,
     reference=reference.cgm_attention,
+    cuda=False,
 )
