@@ -72,10 +72,10 @@ struct CgmAttentionKernels {
     for (int64_t i = first; i < last; ++i) {
       A* const row = block.scores + i * p.keys;
       const RowSoftmax made = softmax(row, p.keys);
-      const Vec<A> threshold = broadcast(gate(block, p, i));
+      const Vec<A> least = broadcast(dropped(gate(block, p, i)));
       LaneSum mass;
       for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        const Vec<A> a = load(row + j, count), kept = a <= threshold ? Vec<A>{} : a;
+        const Vec<A> a = load(row + j, count), kept = a <= least ? Vec<A>{} : a;
         store(row + j, kept, count);
         mass.add(kept);
       });
@@ -101,17 +101,18 @@ struct CgmAttentionKernels {
   //   dS = A (dA - sum over v of A dA)
   // Scores become keep A, the weights of the values; products of g and value become dS.
   static void weigh_backward(const CgmBlock<T>& block, const CgmAttention& p, int64_t first, int64_t last) {
-    const A slope = A(double(p.keys) / p.temperature);
+    const A slope = A(std::min(double(p.keys) / p.temperature, double(std::numeric_limits<A>::max())));
     for (int64_t i = first; i < last; ++i) {
       A *const row = block.scores + i * p.keys, *const products = block.products + i * p.keys;
       softmax(row, p.keys);
       const A mass = p.renormalize && block.mass[i] > 0 ? block.mass[i] : A(1);
-      const Vec<A> threshold = broadcast(gate(block, p, i)), inverse = broadcast(1 / mass);
-      const Vec<A> less = broadcast(p.renormalize ? kept_sum(row, products, p.keys, threshold) / mass : A(0));
+      const A t = gate(block, p, i);
+      const Vec<A> threshold = broadcast(t), least = broadcast(dropped(t)), inverse = broadcast(1 / mass);
+      const Vec<A> less = broadcast(p.renormalize ? kept_sum(row, products, p.keys, least) / mass : A(0));
       LaneSum along, gate_sum;
       for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const Vec<A> a = load(row + j, count), e = (load(products + j, count) - less) * inverse;
-        Vec<A> grad_a = a <= threshold ? Vec<A>{} : e;
+        Vec<A> grad_a = a <= least ? Vec<A>{} : e;
         if (p.straight_through) {
           const Vec<A> z = (a - threshold) * slope, small = exp_of_negative<A>(z < 0 ? z : -z);
           const Vec<A> surrogate = a * e * (small / ((small + A(1)) * (small + A(1)))) * slope;
@@ -125,7 +126,7 @@ struct CgmAttentionKernels {
       for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const Vec<A> a = load(row + j, count);
         store(products + j, a * (load(products + j, count) - sum), count);
-        store(row + j, a <= threshold ? Vec<A>{} : a * inverse, count);
+        store(row + j, a <= least ? Vec<A>{} : a * inverse, count);
       });
       set(block.grad_scale, i, -A(gate_sum.total() / double(p.keys)));
       set(block.grad_bias, i, -A(gate_sum.total()));
@@ -141,6 +142,8 @@ struct CgmAttentionKernels {
     const A bias = block.gate_bias ? value(block.gate_bias + i) : A(0), threshold = scale / A(p.keys) + bias;
     return threshold != threshold ? kNothing : threshold;
   }
+  // The largest A that a threshold drops: from 0 down it drops nothing, not even what underflows to 0.
+  static A dropped(A threshold) { return threshold <= 0 ? -std::numeric_limits<A>::infinity() : threshold; }
   static A value(const T* x) { return load_first(x, 1)[0]; }
   static void set(T* x, int64_t i, A value) {
     if (x) store_first(x + i, broadcast(value), 1);
@@ -151,11 +154,11 @@ struct CgmAttentionKernels {
                    [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { store(to + j, load(from + j, count), count); });
   }
   // sum over the kept keys of A times a product: g[u] . y[u] times the mass, without the output's rounding.
-  static A kept_sum(const A* row, const A* products, int64_t keys, Vec<A> threshold) {
+  static A kept_sum(const A* row, const A* products, int64_t keys, Vec<A> least) {
     LaneSum sum;
     for_vectors<A>(keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
       const Vec<A> a = load(row + j, count);
-      sum.add(a <= threshold ? Vec<A>{} : a * load(products + j, count));
+      sum.add(a <= least ? Vec<A>{} : a * load(products + j, count));
     });
     return A(sum.total());
   }

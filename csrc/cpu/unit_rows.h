@@ -1,7 +1,7 @@
 // Rows divided by their norm, and the adjoint. Included by foreach_target.h.
 namespace stylekern::STYLEKERN_TARGET {
 
-// to = x / max(|x|, eps); returns |x|. A row so long that its norm is no number of the type gives zeros.
+// to = x / max(|x|, eps); returns |x|. A row whose norm overflows the type gives zeros.
 template <class T>
 Acc<T> unit_row(const T* x, int64_t d, double eps, Acc<T>* to) {
   using A = Acc<T>;

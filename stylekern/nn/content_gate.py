@@ -13,9 +13,9 @@ class ContentGate(nn.Module):
     The paper calls E_f a convolution network and says no more. Here it is two convolutions of 3 x 3, which see what a
     position belongs to, with a ReLU between them.
 
-    A softmax row of Lk keys has entries of 1/Lk on average. At the start lambda is about 1, so that the gate keeps what
-    is above average; beta, which adds to T as it is, starts a thousand times smaller than lambda's deviation from 1,
-    for else it would shut everything out.
+    A softmax row of Lk keys has entries of 1/Lk on average. beta is predicted in units of 1/Lk, as lambda is by its
+    definition, so that a network's outputs are of one size for pictures of all sizes. It starts with lambda near 1 and
+    beta near 0, which keeps what is above average.
 
     Args:
         channels: Of the content features.
@@ -28,11 +28,11 @@ class ContentGate(nn.Module):
         self.features = nn.Conv2d(channels, hidden, 3, padding=1, padding_mode="replicate")
         self.gates = nn.Conv2d(hidden, 2, 3, padding=1, padding_mode="replicate")
         with torch.no_grad():
-            self.gates.weight[1] *= 1e-3
+            self.gates.weight *= 1e-2  # features may be large
             assert self.gates.bias is not None
             self.gates.bias[0], self.gates.bias[1] = 1, 0
 
-    def forward(self, content: Tensor) -> tuple[Tensor, Tensor]:
-        """Content features [N, C, H, W] to gate_scale and gate_bias, [N, H * W] each."""
+    def forward(self, content: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+        """Content features [N, C, H, W], to be matched with so many keys, to lambda and beta, [N, H * W] each."""
         scale, bias = self.gates(torch.relu(self.features(content))).flatten(2).unbind(1)
-        return scale, bias
+        return scale, bias / max(keys, 1)

@@ -49,10 +49,14 @@ class GatedAttention(nn.Module):
         """Content [N, C, H, W] and style [N, C, H', W'] to [N, C, H, W].
 
         Raises:
-            ValueError: Features that are not [N, C, H, W], of other channels, or of batches that differ.
+            ValueError: Features that are not [N, C, H, W], of other channels, of batches that differ, or of one
+                position, which has no deviation.
         """
         check_features("GatedAttention", self.channels, content, style)
-        scale, bias = (None, None) if self.gate is None else self.gate(content)
+        for name, x in (("content", content), ("style", style)):
+            if x.shape[2] * x.shape[3] == 1:
+                raise ValueError(f"GatedAttention: {name} must have more than one position, got {list(x.shape)}")
+        scale, bias = (None, None) if self.gate is None else self.gate(content, style.shape[2] * style.shape[3])
         attended = cgm_attention(
             as_rows(self.f(_normalized(content))),
             as_rows(self.g(_normalized(style))),

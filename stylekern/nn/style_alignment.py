@@ -55,7 +55,7 @@ class StyleAlignment(nn.Module):
             ValueError: Features that are not [N, C, H, W], of other channels, or of batches that differ.
         """
         check_features("StyleAlignment", self.channels, content, style)
-        scale, bias = (None, None) if self.gate is None else self.gate(content)
+        scale, bias = (None, None) if self.gate is None else self.gate(content, style.shape[2] * style.shape[3])
         keys = as_rows(style)
         aligned = cgm_attention(
             as_rows(content),

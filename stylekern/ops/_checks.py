@@ -17,6 +17,11 @@ def shape(x: Tensor) -> str:
     return str(list(x.shape))
 
 
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on; the meta device has none, and torch refuses the question."""
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
 def check_tensors(operator: str, tensors: Iterable[tuple[str, Any, int, str]]) -> torch.dtype | None:
     """Checks type, dimensions, dtype and device of named tensors.
 
@@ -46,7 +51,7 @@ def check_tensors(operator: str, tensors: Iterable[tuple[str, Any, int, str]]) -
             raise TypeError(f"{operator}: {name} must be float32, float64, float16 or bfloat16, got {dtype}")
         if first is None:
             first_name, first = name, x
-            if dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+            if dtype != torch.float64 and autocast_enabled(x.device.type):
                 cast = torch.get_autocast_dtype(x.device.type)
             continue
         if dtype != first.dtype and (cast is None or dtype == torch.float64):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stylekern import _backends, _library
+from stylekern.ops._checks import autocast_enabled
 
 #: Torch's namespace for the ops of a backend. The compiled library defines its own, in C++.
 NAMESPACES = {"compiled": "stylekern", "triton": "stylekern_triton"}
@@ -75,7 +76,7 @@ class Operator:
             backend = _backends.resolve(asked, self.name, device, self.preference)
         if backend == "reference" or self.prepare is not None:
             # The public function has cast for autocast already; products in plain torch would be cast again.
-            with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            with torch.autocast(device, enabled=False) if autocast_enabled(device) else nullcontext():
                 if self.prepare is None or backend == "reference":
                     return self._run_reference(args)
                 args = self.prepare(*args)

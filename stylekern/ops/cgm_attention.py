@@ -48,7 +48,8 @@ def cgm_attention(
         gate_bias: [N, Lq] or None. Without both there is no gate; one alone leaves the other zero. A threshold T <= 0
             keeps every key, also one whose A underflows to zero; a NaN keeps none.
         alpha: The scale of the scores.
-        cosine: Normalises queries and keys; without it the scores are alpha * q . k. A row of zeros attends evenly.
+        cosine: Normalises queries and keys; without it the scores are alpha * q . k. A row of zeros attends evenly, as
+            does one whose norm overflows the type.
         gate_grad: "none" gives the gates their exact gradient, which is zero. "straight_through" leaves the output as
             it is, and takes for the gate's derivative that of sigmoid((A - T) * Lk / temperature), through A and T.
         temperature: Of that sigmoid; A * Lk is 1 on average.
@@ -60,8 +61,8 @@ def cgm_attention(
         [N, Lq, Dv], contiguous, of the query's dtype. Scores and sums run in float32, or float64 for float64.
 
     Raises:
-        ValueError: Shapes that do not fit, an unknown option, an alpha or a temperature out of range.
-        TypeError: Not a tensor, or dtypes that differ or are not floating point.
+        ValueError: Shapes that do not fit, an unknown option, an alpha, a temperature or an eps out of range.
+        TypeError: Not a tensor, or dtypes that differ or are not floating point; a tensor for a number.
         RuntimeError: Devices that differ; a backend asked for by name that cannot run; a forward-mode derivative.
 
     Deterministic, forward and backward (with another number of CPU threads, torch's products may round differently);
@@ -93,10 +94,17 @@ def cgm_attention(
                 "expand one that is for all"
             )
     check_option("cgm_attention", "gate_grad", gate_grad, GATE_GRADS)
-    if not abs(alpha) < math.inf:
-        raise ValueError(f"cgm_attention: alpha must be finite, got {alpha}")
+    for name, number in (("alpha", alpha), ("temperature", temperature), ("eps", eps)):
+        if isinstance(number, (Tensor, str)):
+            hint = "; multiply the query by one that is learned, with cosine=False" if name == "alpha" else ""
+            raise TypeError(f"cgm_attention: {name} must be a number, got {type(number).__name__}{hint}")
+    sums = torch.float64 if query.dtype == torch.float64 else torch.float32
+    if not abs(alpha) <= torch.finfo(sums).max:
+        raise ValueError(f"cgm_attention: alpha must be finite in {str(sums)[6:]}, got {alpha}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"cgm_attention: temperature must be positive and finite, got {temperature}")
+    if not 1e-37 <= eps < math.inf:
+        raise ValueError(f"cgm_attention: eps must be positive and finite, at least 1e-37, got {eps}")
     refuse_forward_mode("cgm_attention", query, key, value, gate_scale, gate_bias)
     if cast is not None:
         query, key, value = query.to(cast), key.to(cast), value.to(cast)

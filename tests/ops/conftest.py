@@ -1,8 +1,7 @@
-"""What the operators' tests share without a call: fresh inputs, poisoned memory, and the cases of each suite."""
+"""What the operators' tests share without a call: poisoned memory, and the cases of each suite."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -10,9 +9,8 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """torch.empty gives NaN, so that a value which no kernel writes cannot pass; each test has inputs of its own."""
-    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN, so that a value which no kernel writes cannot pass."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

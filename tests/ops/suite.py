@@ -231,6 +231,12 @@ class OperatorSuite:
         prepare = OPERATORS[self.name].prepare
         return prepare(*bound.arguments.values()) if prepare else tuple(bound.arguments.values())
 
+    def test_meta_tensors_give_shapes(self) -> None:
+        case = self.cases[self.typical]().to("meta", torch.float32)
+        truth = outputs(type(self).reference(**self.cases[self.typical]().tensors, **case.options))
+        given = outputs(type(self).function(**case.tensors, **case.options))
+        assert [(y.device.type, y.shape) for y in given] == [("meta", y.shape) for y in truth]
+
     # Not an empty batch permuted: opcheck itself cannot clone that.
     @pytest.mark.parametrize(
         ("case_name", "layout"),

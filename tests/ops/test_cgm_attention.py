@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from functools import partial
 from typing import Any
 
@@ -102,8 +100,11 @@ class TestCgmAttention(OperatorSuite):
             ValueError,
             r"gate_bias must be \[2, 5\], one for",
         ),
-        "alpha-not-finite": (call(alpha=math.inf), ValueError, "alpha must be finite, got inf"),
-        "alpha-not-a-number": (call(alpha=math.nan), ValueError, "alpha must be finite, got nan"),
+        "alpha-not-finite": (call(alpha=math.inf), ValueError, "alpha must be finite in float32, got inf"),
+        "alpha-not-a-number": (call(alpha=math.nan), ValueError, "alpha must be finite in float32, got nan"),
+        "alpha-too-large": (call(alpha=1e39), ValueError, "alpha must be finite in float32"),
+        "alpha-learned": (call(alpha=torch.ones(())), TypeError, "alpha must be a number, got Tensor; multiply the"),
+        "eps-zero": (call(alpha=1.0, eps=0.0), ValueError, "eps must be positive and finite, at least 1e-37, got 0"),
         "no-temperature": (
             call(alpha=1.0, temperature=0.0),
             ValueError,
@@ -230,11 +231,16 @@ class TestCgmAttention(OperatorSuite):
             assert not grads[4][0, 1:3].any()
 
     def test_a_threshold_of_zero_keeps_what_underflows(self, backend: str, device: str) -> None:
+        """Only a value of infinity tells, and only in the gradient: its product with a weight of zero has no value."""
         query, key = torch.ones(1, 1, 2), torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]])
         value = torch.tensor([[[1.0], [math.inf]]])
-        for t in (torch.zeros(1, 1), torch.full((1, 1), -1.0), None):
-            tensors = (None if x is None else x.to(device) for x in (query, key, value, None, t))
-            assert cgm_attention(*tensors, alpha=1000.0).isnan().all()  # 0 * inf
+        for t, kept in ((0.0, True), (-1.0, True), (0.5, False)):
+            q = query.to(device).requires_grad_()
+            y = cgm_attention(
+                q, key.to(device), value.to(device), None, torch.full((1, 1), t, device=device), alpha=1e3
+            )
+            (grad,) = torch.autograd.grad(y.sum(), q)
+            assert grad.isnan().all() if kept else backend == "reference" or not grad.isnan().any()
 
     def test_one_key(self, backend: str, device: str) -> None:
         """A is 1: what it is a softmax of has no gradient, but for rounding."""
@@ -294,26 +300,6 @@ class TestCgmAttention(OperatorSuite):
         assert torch.equal(y[:, others], spoiled[:, others])
         assert torch.equal(grads[0][:, others], spoiled_grads[0][:, others])
         assert torch.equal(grads[1][1], spoiled_grads[1][1]) and torch.equal(grads[2][1], spoiled_grads[2][1])
-
-    def test_memory_is_linear_in_queries_and_keys(self, compiled_op: Any) -> None:
-        """A process of its own: 8192 x 8192 floats would be 256 MiB."""
-        code = (
-            "import resource, torch\n"
-            "from stylekern import use_backend\n"
-            "from stylekern.ops import cgm_attention\n"
-            "torch.set_num_threads(2)\n"
-            "def run(length):\n"
-            "    xs = [torch.randn(1, length, 16, requires_grad=True) for _ in range(3)]\n"
-            "    gate = torch.ones(1, length, requires_grad=True)\n"
-            "    y = cgm_attention(*xs, gate, alpha=4.0, gate_grad='straight_through', renormalize=True)\n"
-            "    torch.autograd.grad(y.sum(), [*xs, gate])\n"
-            "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "with use_backend('compiled'):\n"
-            "    print(-run(64) + run(8192))\n"
-        )
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        assert int(result.stdout) < 48 << 10  # in KiB
 
     def test_a_direct_call_of_the_registered_op_reads_nothing_outside(self, compiled_op: Any) -> None:
         q, k, v, gate = (torch.ones(1, *size) for size in ((3, 4), (5, 4), (5, 2), (3,)))
