@@ -116,7 +116,8 @@ def compare(
         benchmark.pedantic(runs["ours"], rounds=5, iterations=3, warmup_rounds=1)
     benchmark.extra_info["median_seconds"] = seconds
     benchmark.extra_info["bytes"] = size
-    against = {f"x {name}": f"{seconds[name] / seconds['ours']:.1f}" for name in functions if name != "ours"}
+    ratios = {name: seconds[name] / seconds["ours"] for name in functions if name != "ours"}
+    against = {f"x {name}": f"{ratio:.{2 if ratio < 2 else 1}f}" for name, ratio in ratios.items()}
     table.append(
         {
             "operator": operator,
