@@ -13,11 +13,14 @@
 namespace stylekern {
 namespace {
 
-constexpr int64_t kTile = 1024;  // rows and columns of a tile: its products cost a hundred times its sweep
-constexpr int64_t kBand = 64;    // rows of a tile that one thread sweeps at a time
-constexpr int64_t kDifferences =
-    16;                              // up to so many values a row, (x - y)^2 costs no more than a product, and is exact
-constexpr int64_t kWorthAView = 64;  // from so many values a row on, the products read the input itself where they can
+// Rows and columns of a tile: its products cost a hundred times its sweep.
+constexpr int64_t kTile = 1024;
+// Rows of a tile that one thread sweeps at a time.
+constexpr int64_t kBand = 64;
+// Up to so many values a row, (x - y)^2 costs no more than a product, and is exact.
+constexpr int64_t kDifferences = 16;
+// From so many values a row on, the products read the input itself where they can.
+constexpr int64_t kWorthAView = 64;
 
 // A range cut into blocks of at most kTile, of equal size but for the last.
 struct Blocks {
