@@ -231,7 +231,10 @@ class TestCgmAttention(OperatorSuite):
             assert not grads[4][0, 1:3].any()
 
     def test_a_threshold_of_zero_keeps_what_underflows(self, backend: str, device: str) -> None:
-        """Only a value of infinity tells, and only in the gradient: its product with a weight of zero has no value."""
+        """A value of infinity tells: its product with a weight of zero has no value, so the gradient has none either.
+
+        That a dropped key's value is not even multiplied is of the compiled library alone.
+        """
         query, key = torch.ones(1, 1, 2), torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]])
         value = torch.tensor([[[1.0], [math.inf]]])
         for t, kept in ((0.0, True), (-1.0, True), (0.5, False)):
@@ -240,7 +243,7 @@ class TestCgmAttention(OperatorSuite):
                 q, key.to(device), value.to(device), None, torch.full((1, 1), t, device=device), alpha=1e3
             )
             (grad,) = torch.autograd.grad(y.sum(), q)
-            assert grad.isnan().all() if kept else backend == "reference" or not grad.isnan().any()
+            assert grad.isnan().all() == (kept or backend != "compiled"), t
 
     def test_one_key(self, backend: str, device: str) -> None:
         """A is 1: what it is a softmax of has no gradient, but for rounding."""
