@@ -18,7 +18,7 @@ using torch::stable::transpose;
 // Queries of a block: as many as leave its scores in the last-level cache. More would not make the products faster,
 // fewer would: each packs all keys anew.
 int64_t block_rows(const CgmAttention& p) {
-  constexpr int64_t kScores = int64_t{1} << 22, kMost = 1024, kFewest = 32;
+  constexpr int64_t kScores = int64_t{1} << 21, kMost = 1024, kFewest = 32;
   return std::min(p.queries, std::clamp(kScores / std::max<int64_t>(p.keys, 1), kFewest, kMost));
 }
 
@@ -108,28 +108,24 @@ std::tuple<Tensor, Tensor, Tensor> cgm_attention(Tensor query, Tensor key, Tenso
     using A = Acc<T>;
     const int64_t rows = block_rows(p);
     Prepared<T> keys(key, p.keys, p.d, p.cosine, p.eps), queries(query, rows, p.d, p.cosine, p.eps);
-    const Tensor all_scores = empty_of(query, {rows, p.keys}, accumulate_type(query));
     for (int64_t n = 0; n < p.n; ++n) {
       keys.take(select(key, 0, n));
       const Tensor values = in_accumulate_type<T>(select(value, 0, n));
       for (int64_t first = 0; first < p.queries; first += rows) {
         const int64_t count = std::min(rows, p.queries - first), offset = n * p.queries + first;
         queries.take(rows_of(select(query, 0, n), first, count));
-        const Tensor scores = rows_of(all_scores, 0, count), result = rows_of(select(output, 0, n), first, count);
-        multiply(rows_of(queries.values, 0, count), transpose(keys.values, 0, 1), scores, false, p.alpha);
+        const Tensor scores = product(rows_of(queries.values, 0, count), transpose(keys.values, 0, 1));
         CgmBlock<T> block{mutable_data<A>(scores)};
         block.gate_scale = at<T>(gate_scale, offset), block.gate_bias = at<T>(gate_bias, offset);
         block.lse = mutable_data<A>(lse) + offset, block.mass = mutable_data<A>(mass) + offset;
         with_kernels<T>([&](auto kernels) {
           parallel_for(count, 4 * p.keys, [&](int64_t begin, int64_t end) { kernels.weigh(block, p, begin, end); });
         });
-        const Tensor product = target_of<T>(result);
-        multiply(scores, values, product);
-        if (!p.renormalize && std::is_same_v<T, A>) continue;
+        const Tensor weighted = product(scores, values);
+        T* const result = mutable_data<T>(output) + offset * p.dv;
         with_kernels<T>([&](auto kernels) {
           parallel_for(count, p.dv, [&](int64_t begin, int64_t end) {
-            kernels.write(data<A>(product), p.renormalize ? block.mass : nullptr, p.dv, mutable_data<T>(result), begin,
-                          end);
+            kernels.write(data<A>(weighted), p.renormalize ? block.mass : nullptr, p.dv, result, begin, end);
           });
         });
       }
@@ -173,9 +169,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cgm_attention_backward(
     using A = Acc<T>;
     const int64_t rows = block_rows(p);
     Prepared<T> keys(key, p.keys, p.d, p.cosine, p.eps), queries(query, rows, p.d, p.cosine, p.eps);
-    const Tensor all_scores = empty_of(query, {rows, p.keys}, accumulate_type(query));
-    Tensor all_products = torch::stable::empty_like(all_scores);
-    if (!need_scores) torch::stable::zero_(all_products);
     for (int64_t n = 0; n < p.n; ++n) {
       keys.take(select(key, 0, n));
       const Tensor values = in_accumulate_type<T>(select(value, 0, n));
@@ -185,12 +178,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cgm_attention_backward(
       for (int64_t first = 0; first < p.queries; first += rows) {
         const int64_t count = std::min(rows, p.queries - first), offset = n * p.queries + first;
         queries.take(rows_of(select(query, 0, n), first, count));
-        const Tensor scores = rows_of(all_scores, 0, count), products = rows_of(all_products, 0, count);
         const Tensor prepared = rows_of(queries.values, 0, count);
         const Tensor g = in_accumulate_type<T>(rows_of(select(grad, 0, n), first, count));
-        multiply(prepared, transpose(keys.values, 0, 1), scores, false, p.alpha);
-        if (need_scores) multiply(g, transpose(values, 0, 1), products);
-        CgmBlock<T> block{mutable_data<A>(scores), mutable_data<A>(products)};
+        const Tensor scores = product(prepared, transpose(keys.values, 0, 1));
+        std::optional<Tensor> products;
+        if (need_scores) products = product(g, transpose(values, 0, 1));
+        CgmBlock<T> block{mutable_data<A>(scores), products ? mutable_data<A>(*products) : nullptr};
         block.gate_scale = at<T>(gate_scale, offset), block.gate_bias = at<T>(gate_bias, offset);
         block.mass = const_cast<A*>(data<A>(mass)) + offset;
         block.grad_scale = grad_scale.numel() ? mutable_data<T>(grad_scale) + offset : nullptr;
@@ -200,11 +193,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cgm_attention_backward(
                        [&](int64_t begin, int64_t end) { kernels.weigh_backward(block, p, begin, end); });
         });
         if (need_value) multiply(transpose(scores, 0, 1), g, *value_sum, first > 0);
-        if (need_key) multiply(transpose(products, 0, 1), prepared, *key_sum, first > 0, p.alpha);
-        if (!need_query) continue;
-        const Tensor result = rows_of(select(grad_query, 0, n), first, count), query_sum = target_of<T>(result);
-        multiply(products, keys.values, query_sum, false, p.alpha);
-        queries.finish(query_sum, result);
+        if (need_key) multiply(transpose(*products, 0, 1), prepared, *key_sum, first > 0);
+        if (need_query)
+          queries.finish(product(*products, keys.values), rows_of(select(grad_query, 0, n), first, count));
       }
       if (need_key) keys.finish(*key_sum, select(grad_key, 0, n));
       if (need_value && !std::is_same_v<T, A>)

@@ -39,13 +39,14 @@ struct CgmAttentionKernels {
     double sum;
   };
 
-  // A row of scores becomes its softmax: the same bits in the forward and in the backward pass, so that both keep the
-  // same keys.
-  static RowSoftmax softmax(A* row, int64_t keys) {
+  // A row of products becomes the softmax of alpha times it: the same bits in the forward and in the backward pass, so
+  // that both keep the same keys.
+  static RowSoftmax softmax(A* row, int64_t keys, A alpha) {
     const Vec<A> lowest = broadcast(-std::numeric_limits<A>::infinity());
     Vec<A> tops = lowest;
     for_vectors<A>(keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-      Vec<A> s = load(row + j, count);
+      Vec<A> s = load(row + j, count) * alpha;
+      store(row + j, s, count);
       if constexpr (std::is_same_v<decltype(count), int64_t>) s = lane_numbers<A>() < int(count) ? s : lowest;
       tops = s > tops ? s : tops;
     });
@@ -71,13 +72,13 @@ struct CgmAttentionKernels {
   static void weigh(const CgmBlock<T>& block, const CgmAttention& p, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       A* const row = block.scores + i * p.keys;
-      const RowSoftmax made = softmax(row, p.keys);
+      const RowSoftmax made = softmax(row, p.keys, A(p.alpha));
       const Vec<A> least = broadcast(dropped(gate(block, p, i)));
       LaneSum mass;
       for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        const Vec<A> a = load(row + j, count), kept = a <= least ? Vec<A>{} : a;
-        store(row + j, kept, count);
-        mass.add(kept);
+        const Vec<A> a = kept(load(row + j, count), least);
+        store(row + j, a, count);
+        mass.add(a);
       });
       block.lse[i] = A(double(made.top) + std::log(made.sum));
       block.mass[i] = A(mass.total());
@@ -99,15 +100,22 @@ struct CgmAttentionKernels {
   //   dA = keep e + [straight_through] A e s (1 - s) Lk / temperature        s = sigmoid((A - T) Lk / temperature)
   //   dT = -[straight_through] sum over v of A e s (1 - s) Lk / temperature
   //   dS = A (dA - sum over v of A dA)
-  // Scores become keep A, the weights of the values; products of g and value become dS.
+  // Scores become keep A, the weights of the values; products of g and value, where there are any, become alpha dS.
   static void weigh_backward(const CgmBlock<T>& block, const CgmAttention& p, int64_t first, int64_t last) {
     const A slope = A(std::min(double(p.keys) / p.temperature, double(std::numeric_limits<A>::max())));
     for (int64_t i = first; i < last; ++i) {
-      A *const row = block.scores + i * p.keys, *const products = block.products + i * p.keys;
-      softmax(row, p.keys);
+      A* const row = block.scores + i * p.keys;
+      softmax(row, p.keys, A(p.alpha));
       const A mass = p.renormalize && block.mass[i] > 0 ? block.mass[i] : A(1);
       const A t = gate(block, p, i);
       const Vec<A> threshold = broadcast(t), least = broadcast(dropped(t)), inverse = broadcast(1 / mass);
+      if (!block.products) {
+        for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+          store(row + j, kept(load(row + j, count), least) * inverse, count);
+        });
+        continue;
+      }
+      A* const products = block.products + i * p.keys;
       const Vec<A> less = broadcast(p.renormalize ? kept_sum(row, products, p.keys, least) / mass : A(0));
       LaneSum along, gate_sum;
       for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
@@ -125,8 +133,8 @@ struct CgmAttentionKernels {
       const Vec<A> sum = broadcast(A(along.total()));
       for_vectors<A>(p.keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const Vec<A> a = load(row + j, count);
-        store(products + j, a * (load(products + j, count) - sum), count);
-        store(row + j, a <= least ? Vec<A>{} : a * inverse, count);
+        store(products + j, a * (load(products + j, count) - sum) * A(p.alpha), count);
+        store(row + j, kept(a, least) * inverse, count);
       });
       set(block.grad_scale, i, -A(gate_sum.total() / double(p.keys)));
       set(block.grad_bias, i, -A(gate_sum.total()));
@@ -144,6 +152,7 @@ struct CgmAttentionKernels {
   }
   // The largest A that a threshold drops: from 0 down it drops nothing, not even what underflows to 0.
   static A dropped(A threshold) { return threshold <= 0 ? -std::numeric_limits<A>::infinity() : threshold; }
+  static STYLEKERN_INLINE Vec<A> kept(Vec<A> a, Vec<A> least) { return a <= least ? Vec<A>{} : a; }
   static A value(const T* x) { return load_first(x, 1)[0]; }
   static void set(T* x, int64_t i, A value) {
     if (x) store_first(x + i, broadcast(value), 1);

@@ -9,7 +9,7 @@ namespace stylekern {
 template <class T>
 struct CgmBlock {
   Acc<T>* scores;                                       // [rows, Lk]
-  Acc<T>* products = nullptr;                           // [rows, Lk], of the output's gradient and the values
+  Acc<T>* products = nullptr;                           // [rows, Lk], of the output's gradient and the values; or none
   const T *gate_scale = nullptr, *gate_bias = nullptr;  // [rows]
   Acc<T>*lse = nullptr, *mass = nullptr;                // [rows]
   T *grad_scale = nullptr, *grad_bias = nullptr;        // [rows]

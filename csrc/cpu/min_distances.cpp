@@ -1,8 +1,8 @@
 // min_distances on the CPU: the torch side of the forward. The kernels are in min_distances.h.
 //
-// Tiles of the matrix of distances come from matrix products by torch's BLAS; one sweep over a tile updates the minima
+// Tiles of the matrix of distances come from torch's own matrix products; one sweep over a tile updates the minima
 // of its rows and of its columns. That decides the pairs; their distances are then computed again, in double. So how
-// the BLAS rounds, which may depend on the number of threads, only counts where two distances agree within rounding.
+// a product rounds, which may depend on the number of threads, only counts where two distances agree within rounding.
 #define STYLEKERN_KERNELS "min_distances.h"
 #include "min_distances_torch.h"
 // after the header that the kernels need
@@ -90,7 +90,7 @@ struct Scratch {
   std::vector<A> row_scale, row_add, col_scale, col_add;  // of a tile
   std::vector<A> band_best;
   std::vector<std::conditional_t<sizeof(A) == 8, int64_t, int32_t>> band_index;
-  Tensor tile, x_block, y_block;
+  Tensor x_block, y_block;
 
   Scratch(const MinDistances& p, const Tensor& like)
       : rows(p.l),
@@ -107,7 +107,6 @@ struct Scratch {
         col_add(size_t(stride)),
         band_best(size_t(bands * stride)),
         band_index(size_t(bands * stride)),
-        tile(empty_of(like, {rows.size, stride}, accumulate_type(like))),
         x_block(empty_of(like, {0}, accumulate_type(like))),
         y_block(x_block) {
     uint64_t state = 1;
@@ -118,7 +117,7 @@ struct Scratch {
   }
   void need_blocks(const MinDistances& p) {
     if (x_block.numel() || p.d == 0) return;
-    x_block = empty_of(tile, {rows.size, p.d}), y_block = empty_of(tile, {std::max(columns.size, stride), p.d});
+    x_block = empty_of(x_block, {rows.size, p.d}), y_block = empty_of(x_block, {std::max(columns.size, stride), p.d});
   }
 };
 
@@ -206,7 +205,6 @@ class Search {
     centre_ = 0;
     while (centre_ + 1 < p_.m && bad(y_, centre_)) ++centre_;
     if (bad(y_, centre_)) return;  // every distance is NaN
-    const int64_t lanes = Scratch<T>::kPadding;
     int64_t packed = -1;
     for (int64_t a = 0; a < s_.rows.count; ++a) {
       const int64_t i0 = s_.rows.begin(a), rows = s_.rows.length(a);
@@ -220,8 +218,9 @@ class Search {
           std::fill(s_.col_add.begin() + columns, s_.col_add.end(), std::numeric_limits<A>::infinity());
           packed = b;
         }
-        if (!by_differences) product(i0, rows, j0, columns, direct);
-        Tile<A> tile{data<A>(s_.tile), nullptr, nullptr, s_.stride, p_.d, (columns + lanes - 1) / lanes * lanes};
+        std::optional<Tensor> products;
+        if (!by_differences) products = multiplied(i0, rows, j0, columns, direct);
+        Tile<A> tile{products ? data<A>(*products) : nullptr, nullptr, nullptr, s_.stride, p_.d, columns};
         tile.row_scale = s_.row_scale.data(), tile.row_add = s_.row_add.data();
         tile.column_scale = s_.col_scale.data(), tile.column_add = s_.col_add.data();
         if (by_differences) tile.rows = data<A>(s_.x_block), tile.columns = data<A>(s_.y_block);
@@ -262,7 +261,7 @@ class Search {
     }
   }
 
-  void product(int64_t i0, int64_t rows, int64_t j0, int64_t columns, bool direct) const {
+  Tensor multiplied(int64_t i0, int64_t rows, int64_t j0, int64_t columns, bool direct) const {
     A *x = mutable_data<A>(s_.x_block), *y = mutable_data<A>(s_.y_block);
     int64_t x_stride = p_.d, y_stride = p_.d;
     if constexpr (std::is_same_v<T, A>)
@@ -270,8 +269,7 @@ class Search {
         x = const_cast<A*>(x_.row(i0)), y = const_cast<A*>(y_.row(j0));
         x_stride = x_.stride, y_stride = y_.stride;
       }
-    multiply(matrix(x, rows, p_.d, x_stride, 1), matrix(y, p_.d, columns, 1, y_stride),
-             matrix(mutable_data<A>(s_.tile), rows, columns, s_.stride, 1), false, p_.cosine() ? -1 : -2);
+    return product(matrix(x, rows, p_.d, x_stride, 1), matrix(y, p_.d, columns, 1, y_stride));
   }
 
   template <class Order>

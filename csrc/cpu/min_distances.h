@@ -128,8 +128,8 @@ struct MinDistancesKernels {
 
   struct CosineOrder {
     const Tile<A>& tile;
-    STYLEKERN_INLINE Vec<A> operator()(int64_t r, int64_t j) const {
-      const Vec<A> product = load(tile.values + r * tile.stride + j) * tile.row_scale[r];
+    STYLEKERN_INLINE Vec<A> operator()(int64_t r, int64_t j, auto count) const {
+      const Vec<A> product = load(tile.values + r * tile.count + j, count) * -tile.row_scale[r];
       return fma(product, load(tile.column_scale + j), load(tile.column_add + j));
     }
   };
@@ -140,9 +140,9 @@ struct MinDistancesKernels {
   }
   struct ExpandedOrder {
     const Tile<A>& tile;
-    STYLEKERN_INLINE Vec<A> operator()(int64_t r, int64_t j) const {
+    STYLEKERN_INLINE Vec<A> operator()(int64_t r, int64_t j, auto count) const {
       const Vec<A> squares = load(tile.column_add + j) + tile.row_add[r];
-      return clamp_square(load(tile.values + r * tile.stride + j) + squares);
+      return clamp_square(fma(load(tile.values + r * tile.count + j, count), broadcast(A(-2)), squares));
     }
   };
   // Of normalised rows |x - y|^2 orders as -cos does, without the rounding of 1 - cos. A zero row's scale is 0, and
@@ -150,7 +150,7 @@ struct MinDistancesKernels {
   template <Metric metric>
   struct DifferenceOrder {
     const Tile<A>& tile;
-    STYLEKERN_INLINE Vec<A> operator()(int64_t r, int64_t j) const {
+    STYLEKERN_INLINE Vec<A> operator()(int64_t r, int64_t j, auto) const {
       Vec<A> sum = {};
       for (int64_t k = 0; k < tile.d; ++k) {
         const Vec<A> difference = load(tile.columns + k * tile.stride + j) - tile.rows[r * tile.d + k];
@@ -178,8 +178,8 @@ struct MinDistancesKernels {
       Vec<A> best = broadcast(inf);
       Lanes<A> index = {}, here = lane_numbers<A>();
       const Lanes<A> row = Lanes<A>{} + Index(r);
-      for (int64_t j = 0; j < tile.count; j += lanes) {
-        const Vec<A> v = order(r, j), above = load(col_best + j);
+      for_vectors<A>(tile.count, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        const Vec<A> v = order(r, j, count), above = load(col_best + j);
         Lanes<A> from;
         std::memcpy(&from, col_index + j, sizeof from);
         from = v < above ? row : from;
@@ -188,7 +188,7 @@ struct MinDistancesKernels {
         index = v < best ? here : index;
         best = v < best ? v : best;
         here += Index(lanes);
-      }
+      });
       for (int l = 0; l < lanes; ++l) {
         const int64_t found = first_col + index[l];
         if (best[l] < row_best[r] || (best[l] == row_best[r] && found < row_index[r] && best[l] < inf))
