@@ -1,4 +1,4 @@
-// cgm_attention on the CPU: a block of queries against all keys at a time, its products on torch's BLAS. The walks over
+// cgm_attention on the CPU: a block of queries against all keys at a time, its products by torch. The walks over
 // the block's rows are in cgm_attention.h.
 #include "../common/cgm_attention_torch.h"
 #include "cgm_attention_args.h"

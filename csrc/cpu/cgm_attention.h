@@ -1,6 +1,6 @@
 // cgm_attention on the CPU: rows of scores, one query each. Included by foreach_target.h.
 //
-// The products around them are torch's BLAS. A row lies in the first-level cache or the second while it is walked
+// The products around them are torch's. A row lies in the first-level cache or the second while it is walked
 // several times.
 namespace stylekern::STYLEKERN_TARGET {
 

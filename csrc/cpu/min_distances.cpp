@@ -206,17 +206,17 @@ class Search {
     while (centre_ + 1 < p_.m && bad(y_, centre_)) ++centre_;
     if (bad(y_, centre_)) return;  // every distance is NaN
     int64_t packed = -1;
-    for (int64_t a = 0; a < s_.rows.count; ++a) {
-      const int64_t i0 = s_.rows.begin(a), rows = s_.rows.length(a);
-      prepare(x_, i0, rows, direct, by_differences, s_.x_block, s_.row_scale.data(), s_.row_add.data());
-      for (int64_t b = 0; b < s_.columns.count; ++b) {
-        const int64_t j0 = s_.columns.begin(b), columns = s_.columns.length(b);
-        if (packed != b) {
-          prepare(y_, j0, columns, direct, by_differences, s_.y_block, s_.col_scale.data(), s_.col_add.data());
-          // Beyond the last column nothing is a minimum.
-          std::fill(s_.col_scale.begin() + columns, s_.col_scale.end(), A(0));
-          std::fill(s_.col_add.begin() + columns, s_.col_add.end(), std::numeric_limits<A>::infinity());
-          packed = b;
+    for (int64_t b = 0; b < s_.columns.count; ++b) {
+      const int64_t j0 = s_.columns.begin(b), columns = s_.columns.length(b);
+      prepare(y_, j0, columns, direct, by_differences, s_.y_block, s_.col_scale.data(), s_.col_add.data());
+      // Beyond the last column nothing is a minimum.
+      std::fill(s_.col_scale.begin() + columns, s_.col_scale.end(), A(0));
+      std::fill(s_.col_add.begin() + columns, s_.col_add.end(), std::numeric_limits<A>::infinity());
+      for (int64_t a = 0; a < s_.rows.count; ++a) {
+        const int64_t i0 = s_.rows.begin(a), rows = s_.rows.length(a);
+        if (packed != a) {
+          prepare(x_, i0, rows, direct, by_differences, s_.x_block, s_.row_scale.data(), s_.row_add.data());
+          packed = a;
         }
         std::optional<Tensor> products;
         if (!by_differences) products = multiplied(i0, rows, j0, columns, direct);
@@ -327,13 +327,18 @@ using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 
 Results min_distances(Tensor x, Tensor y, StringHandle metric, double eps) {
   x = with_dense_rows(x), y = with_dense_rows(y);
-  const MinDistances p = make_min_distances(x, y, metric, eps);
+  MinDistances p = make_min_distances(x, y, metric, eps);
+  // A block of y meets all blocks of x before the next: the longer one shall stream past.
+  const bool swapped = p.l < p.m;
+  if (swapped) std::swap(x, y), std::swap(p.l, p.m);
   const ScalarType type = ScalarType::Double;  // their rounding would not cancel where two rows are close
   Tensor row_min = empty_of(x, {p.n, p.l}), row_argmin = empty_of(x, {p.n, p.l}, ScalarType::Long);
   Tensor col_min = empty_of(x, {p.n, p.m}), col_argmin = empty_of(x, {p.n, p.m}, ScalarType::Long);
   Tensor row_match = empty_of(x, {p.n, p.l}, type), col_match = empty_of(x, {p.n, p.m}, type);
   Tensor x_norm = empty_of(x, {p.n, p.l}, type), y_norm = empty_of(x, {p.n, p.m}, type);
-  const Results results{row_min, row_argmin, col_min, col_argmin, row_match, col_match, x_norm, y_norm};
+  const Results results =
+      swapped ? Results{col_min, col_argmin, row_min, row_argmin, col_match, row_match, y_norm, x_norm}
+              : Results{row_min, row_argmin, col_min, col_argmin, row_match, col_match, x_norm, y_norm};
   if (row_min.numel() == 0) return results;
   with_dtype(x, [&](auto value) {
     using T = decltype(value);

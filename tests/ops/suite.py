@@ -104,7 +104,7 @@ class OperatorSuite:
     cases: dict[str, Callable[[], Case]]
     typical: str  # the case that the tests of layouts, dtypes and torch's features use
     threaded: dict[str, Callable[[], Case]]  # large enough for several threads, cut in all ways there are
-    products_of_torch = False  # whether its CPU kernels hand matrix products to torch's BLAS
+    products_of_torch = False  # whether its CPU kernels hand matrix products to torch
     bad: dict[str, tuple[Callable[[], tuple[tuple[Any, ...], dict[str, Any]]], type[Exception], str]]
 
     @pytest.fixture(params=["compiled", "triton", "reference"])

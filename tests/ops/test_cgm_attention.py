@@ -122,6 +122,9 @@ class TestCgmAttention(OperatorSuite):
         assert rows_at_threshold(case.to(device, dtype).tensors, case.options) == 0
         super().check(case, device, dtype, layout)
 
+    def test_products_large_enough_for_onednn(self) -> None:
+        self.check(make(n=1, lq=603, lk=617, d=129, dv=131, **STRAIGHT), "cpu", torch.float32)
+
     def test_no_compiled_kernel_keeps_triton_from_a_gpu(self) -> None:
         assert _backends.why_no_compiled(self.name, "cuda")
 
