@@ -336,9 +336,9 @@ Results min_distances(Tensor x, Tensor y, StringHandle metric, double eps) {
   Tensor col_min = empty_of(x, {p.n, p.m}), col_argmin = empty_of(x, {p.n, p.m}, ScalarType::Long);
   Tensor row_match = empty_of(x, {p.n, p.l}, type), col_match = empty_of(x, {p.n, p.m}, type);
   Tensor x_norm = empty_of(x, {p.n, p.l}, type), y_norm = empty_of(x, {p.n, p.m}, type);
-  const Results results =
-      swapped ? Results{col_min, col_argmin, row_min, row_argmin, col_match, row_match, y_norm, x_norm}
-              : Results{row_min, row_argmin, col_min, col_argmin, row_match, col_match, x_norm, y_norm};
+  const Results results = swapped
+                              ? Results{col_min, col_argmin, row_min, row_argmin, col_match, row_match, y_norm, x_norm}
+                              : Results{row_min, row_argmin, col_min, col_argmin, row_match, col_match, x_norm, y_norm};
   if (row_min.numel() == 0) return results;
   with_dtype(x, [&](auto value) {
     using T = decltype(value);

@@ -35,7 +35,7 @@ struct Tile {
   // products [rows, count]; or rows [rows, d] and columns [d, stride]
   const A *values = nullptr, *rows = nullptr, *columns = nullptr;
   int64_t stride = 0, d = 0, count = 0;
-  const A *row_scale = nullptr, *row_add = nullptr;                // per row; then per column, whole vectors, inf beyond the last
+  const A *row_scale = nullptr, *row_add = nullptr;  // per row; then per column, inf beyond the last
   const A *column_scale = nullptr, *column_add = nullptr;
 };
 
