@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -17,8 +18,14 @@ def as_features(rows: Tensor, like: Tensor) -> Tensor:
     return features
 
 
-def check_features(module: str, channels: int, content: Tensor, style: Tensor) -> None:
-    """Content and style must be feature maps of `channels`, of one batch size."""
+def normalized(x: Tensor) -> Tensor:
+    """Each channel of a picture less its mean, over its unbiased deviation."""
+    var, mean = torch.var_mean(x, dim=(2, 3), keepdim=True)
+    return (x - mean) * (var + 1e-5).rsqrt()
+
+
+def check_features(module: str, channels: int, content: Tensor, style: Tensor, several: bool = False) -> None:
+    """Content and style must be feature maps of `channels`, of one batch size, where asked for of several positions."""
     for name, x in (("content", content), ("style", style)):
         if x.dim() != 4 or x.shape[1] != channels:
             raise ValueError(f"{module}: {name} must be [N, {channels}, H, W], got {list(x.shape)}")
@@ -27,3 +34,6 @@ def check_features(module: str, channels: int, content: Tensor, style: Tensor) -
             f"{module}: content and style must be as many, got {content.shape[0]} and {style.shape[0]}; "
             "expand one style for many contents"
         )
+    for name, x in (("content", content), ("style", style)):
+        if several and x.shape[2] * x.shape[3] == 1:
+            raise ValueError(f"{module}: {name} must have more than one position, got {list(x.shape)}")

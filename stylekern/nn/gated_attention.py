@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from stylekern.nn._features import as_features, as_rows, check_features
+from stylekern.nn._features import as_features, as_rows, check_features, normalized
 from stylekern.nn.content_gate import ContentGate
 from stylekern.ops import cgm_attention
 
@@ -52,14 +51,11 @@ class GatedAttention(nn.Module):
             ValueError: Features that are not [N, C, H, W], of other channels, of batches that differ, or of one
                 position, which has no deviation.
         """
-        check_features("GatedAttention", self.channels, content, style)
-        for name, x in (("content", content), ("style", style)):
-            if x.shape[2] * x.shape[3] == 1:
-                raise ValueError(f"GatedAttention: {name} must have more than one position, got {list(x.shape)}")
+        check_features("GatedAttention", self.channels, content, style, several=True)
         scale, bias = (None, None) if self.gate is None else self.gate(content, style.shape[2] * style.shape[3])
         attended = cgm_attention(
-            as_rows(self.f(_normalized(content))),
-            as_rows(self.g(_normalized(style))),
+            as_rows(self.f(normalized(content))),
+            as_rows(self.g(normalized(style))),
             as_rows(self.h(style)),
             scale,
             bias,
@@ -71,8 +67,3 @@ class GatedAttention(nn.Module):
         )
         result: Tensor = content + self.out_conv(as_features(attended, content))
         return result
-
-
-def _normalized(x: Tensor) -> Tensor:
-    var, mean = torch.var_mean(x, dim=(2, 3), keepdim=True)
-    return (x - mean) * (var + 1e-5).rsqrt()

@@ -1,0 +1,75 @@
+"""Files that hold a whole network: weights and configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+S = TypeVar("S", bound="Saved")
+_CLASSES: dict[str, type[Saved]] = {}
+
+
+class Saved:
+    """For an nn.Module: `save` and `load`. Subclasses tell their `config`, and how it builds one of them."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _CLASSES[cls.__name__] = cls
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What builds a network of the same structure, as plain types; weights are not among them."""
+        raise NotImplementedError(f"{type(self).__name__} must implement config")
+
+    @classmethod
+    def build(cls: type[S], config: dict[str, Any]) -> S:
+        """A network of this structure, with the weights that it starts with."""
+        return cls(**config)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes weights and configuration into one safetensors file, an encoder's among them; whole or not at all."""
+        from safetensors.torch import save_file
+
+        assert isinstance(self, nn.Module)
+        target = Path(path)
+        state = {key: x.detach().contiguous() for key, x in self.state_dict().items()}
+        about = json.dumps({"network": type(self).__name__, **self.config})
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            save_file(state, Path(folder) / "network", metadata={"stylekern": about})
+            os.replace(Path(folder) / "network", target)
+
+    @classmethod
+    def load(cls: type[S], path: str | os.PathLike[str]) -> S:
+        """The network that :meth:`save` wrote, on the CPU, in `eval()`.
+
+        Raises:
+            FileNotFoundError: No file at the path.
+            ValueError: A file that :meth:`save` did not write, or of another network.
+        """
+        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import load_file
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        try:
+            with safe_open(path, "pt") as file:
+                about = (file.metadata() or {}).get("stylekern")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file: {error}") from error
+        if about is None:
+            raise ValueError(f"{path} has no configuration beside its weights: {cls.__name__}.save() did not write it")
+        config: dict[str, Any] = json.loads(about)
+        name = config.pop("network")
+        found = _CLASSES.get(name)
+        if found is None or not issubclass(found, cls):
+            raise ValueError(f"{path} holds a network {name}, not {cls.__name__}")
+        network = found.build(config)
+        assert isinstance(network, nn.Module)
+        network.load_state_dict(load_file(path))
+        network.eval()
+        return network

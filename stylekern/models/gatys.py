@@ -1,0 +1,188 @@
+"""Style transfer by optimising a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stylekern.encoders import Encoder, RandomMultiScale, ResNet
+from stylekern.losses import ContentLoss, FeatureLoss, GramLoss, LossTerms, PerceptualLoss, Smoothed
+
+Watch = Callable[[int, LossTerms, Tensor], None]
+INITS = ("content", "noise")
+OPTIMIZERS = ("lbfgs", "adam")
+
+
+class Gatys(nn.Module):
+    r"""Gatys et al. 2016: the picture itself is what is optimised.
+
+    ::
+
+        argmin over I of content_weight L_c(I_c, I) + style_weight L_s(I_s, I)      "... activation smoothing", eq. 1
+
+    with L_c and L_s of the features of a fixed encoder, any of :mod:`stylekern.encoders`. :meth:`preset` has the
+    papers' settings.
+
+    Args:
+        encoder: None: :class:`stylekern.encoders.RandomMultiScale`, which needs no weights.
+        content: Taps of the content loss and their weights. None: what suits the encoder, see :meth:`taps_for`.
+        style: The same of the style loss.
+        content_loss, style_loss: None: `ContentLoss("mse")` and `GramLoss("chw")`, whose values do not grow with the
+            picture.
+        content_weight, style_weight, variation_weight: alpha and beta of eq. 1, and of the total variation.
+        smoothing: Of the activations (SWAG, eq. 13 and 14), of both losses: "softmax", "tanh", "softsign", "scale" or
+            None; see :class:`stylekern.losses.Smoothed`.
+        optimizer: "lbfgs", which looks better after as many steps, or "adam", which needs less memory.
+        lr: Its learning rate; None: 1 for L-BFGS, 0.02 for Adam.
+        steps: L-BFGS counts evaluations of the loss.
+        init: "content", or "noise": normal around 0.5.
+        seed: Of the noise.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder | None = None,
+        *,
+        content: Mapping[str, float] | None = None,
+        style: Mapping[str, float] | None = None,
+        content_loss: FeatureLoss | None = None,
+        style_loss: FeatureLoss | None = None,
+        content_weight: float = 1.0,
+        style_weight: float = 1000.0,
+        variation_weight: float = 0.0,
+        smoothing: str | None = None,
+        optimizer: str = "lbfgs",
+        lr: float | None = None,
+        steps: int = 400,
+        init: str = "content",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, given, known in (("optimizer", optimizer, OPTIMIZERS), ("init", init, INITS)):
+            if given not in known:
+                raise ValueError(f"Gatys: {name} must be one of {', '.join(known)}, got {given!r}")
+        if steps < 1 or (lr is not None and not lr > 0):
+            raise ValueError(f"Gatys: steps must be at least 1 and lr positive, got steps={steps}, lr={lr}")
+        encoder = RandomMultiScale() if encoder is None else encoder
+        taps = self.taps_for(encoder)
+        losses = [content_loss or ContentLoss("mse"), style_loss or GramLoss("chw")]
+        if smoothing is not None:
+            losses = [Smoothed(loss, smoothing) for loss in losses]
+        self.optimizer, self.steps, self.init, self.seed = optimizer, steps, init, seed
+        self.lr = lr if lr is not None else 1.0 if optimizer == "lbfgs" else 0.02
+        self.loss = PerceptualLoss(
+            encoder,
+            taps[0] if content is None else content,
+            taps[1] if style is None else style,
+            *losses,
+            content_weight=content_weight,
+            style_weight=style_weight,
+            total_variation_weight=variation_weight,
+        )
+
+    @staticmethod
+    def taps_for(encoder: Encoder) -> tuple[dict[str, float], dict[str, float]]:
+        """Taps for content and style that suit an encoder, of weight 1 each.
+
+        VGG: conv4_1 (the paper; Gatys has conv4_2), and conv1_1 to conv5_1. ResNet: SWAG's stages conv3 and conv4,
+        `layer2` and `layer3`; the content at the last of them. Random filters: the two coarsest levels, and all.
+        """
+        if isinstance(encoder, RandomMultiScale):
+            return dict.fromkeys(encoder.taps[-2:], 1.0), dict.fromkeys(encoder.taps, 1.0)
+        if isinstance(encoder, ResNet):
+            stages = [tap for tap in encoder.taps if tap.startswith(("layer2.", "layer3."))]
+            return {stages[-1]: 1.0}, dict.fromkeys(stages, 1.0)
+        return {"conv4_1": 1.0}, dict.fromkeys([f"conv{block}_1" for block in range(1, 6)], 1.0)
+
+    @classmethod
+    def preset(cls, name: str, encoder: Encoder | None = None, **changes: Any) -> Gatys:
+        """A paper's settings.
+
+        - "artistic": "... activation smoothing", 6.1: VGG-19, Gram matrices and squared errors as printed (eq. 2 to 4),
+          alpha 1, beta 1000, L-BFGS with rate 1, 400 steps from the content.
+        - "daytime": the same with beta 1 and weight 5 for conv1_1.
+        - "swag": 6.4: ResNet-50, eq. 13 and 14 with softmax, content 1, style 1e12; `smoothing=` takes the others.
+        - "report": "INFO8010: Style Transfer", table I: squared errors, Gram matrices normalised for the layer sizes,
+          content 0.01, style 5, Adam with rate 0.02, 5000 steps from the content.
+
+        Args:
+            name: One of these.
+            encoder: Of the kind that is named, with weights.
+            changes: Of the arguments of the class.
+
+        Raises:
+            ValueError: An unknown name.
+        """
+        style = {f"conv{block}_1": 1.0 for block in range(1, 6)}
+        printed: dict[str, Any] = {"content_loss": ContentLoss("sum"), "style_loss": GramLoss("none")}
+        presets: dict[str, dict[str, Any]] = {
+            "artistic": printed,
+            "daytime": printed | {"style_weight": 1.0, "style": style | {"conv1_1": 5.0}},
+            "swag": {
+                "content_loss": ContentLoss("half"),
+                "style_loss": GramLoss("gatys"),
+                "style_weight": 1e12,
+                "smoothing": "softmax",
+            },
+            "report": {
+                "content_loss": ContentLoss("sum"),
+                "style_loss": GramLoss("gatys"),
+                "content_weight": 0.01,
+                "style_weight": 5.0,
+                "optimizer": "adam",
+                "steps": 5000,
+            },
+        }
+        if name not in presets:
+            raise ValueError(f"Gatys: preset must be one of {', '.join(presets)}, got {name!r}")
+        return cls(encoder, **(presets[name] | changes))
+
+    def forward(self, content: Tensor, style: Tensor, *, watch: Watch | None = None) -> Tensor:
+        """Content [N, 3, H, W] and style [1 or N, 3, H', W'] to the picture [N, 3, H, W], in [0, 1].
+
+        Args:
+            content, style: RGB in [0, 1], of any sizes that the encoder takes.
+            watch: Called after each evaluation with its number from 0, the loss's terms and the picture at that point,
+                all detached. What it raises ends the optimisation; KeyboardInterrupt does as well.
+
+        Raises:
+            ValueError: Not [N, 3, H, W]; a style batch that is neither 1 nor N.
+        """
+        self.loss.set_content(content)
+        self.loss.set_style(style)
+        picture = self.start(content)
+        for step, terms in enumerate(self.run(picture)):
+            if watch is not None:
+                watch(step, terms, picture.detach())
+        return picture.detach().clamp(0, 1)
+
+    def start(self, content: Tensor) -> Tensor:
+        """The picture that the optimisation starts from."""
+        if self.init == "content":
+            return content.detach().clone().requires_grad_()
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = 0.5 + 0.1 * torch.randn(content.shape, generator=generator)
+        return noise.to(content).requires_grad_()
+
+    def run(self, picture: Tensor) -> Iterator[LossTerms]:
+        """Optimises the picture in place; gives the terms of each evaluation, before its step."""
+        seen: list[LossTerms] = []
+
+        def evaluate() -> Tensor:
+            with torch.enable_grad():
+                terms: LossTerms = self.loss(picture)
+                (picture.grad,) = torch.autograd.grad(terms.total, picture)
+            seen.append(LossTerms(*(term.detach() for term in terms)))
+            return terms.total.detach()
+
+        if self.optimizer == "adam":
+            optimizer: torch.optim.Optimizer = torch.optim.Adam([picture], self.lr)
+        else:
+            optimizer = torch.optim.LBFGS([picture], self.lr, max_iter=1, tolerance_grad=0, tolerance_change=0)
+        for _ in range(self.steps):
+            seen.clear()
+            optimizer.step(evaluate)  # type: ignore[arg-type]  # a tensor does, as a number would
+            yield seen[0]
