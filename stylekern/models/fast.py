@@ -67,7 +67,8 @@ class FastTransfer(nn.Module, Saved):
 
 
 def _layer(given: int, made: int, size: int, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(given, made, size, stride, padding=size // 2, padding_mode="reflect")
+    # no bias: the normalisation takes it off again
+    conv = nn.Conv2d(given, made, size, stride, padding=size // 2, padding_mode="reflect", bias=False)
     return nn.Sequential(conv, nn.InstanceNorm2d(made, affine=True), nn.ReLU())
 
 

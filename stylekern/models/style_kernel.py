@@ -81,7 +81,7 @@ class StyleKernel(StyleTransfer):
             raise ValueError(f"StyleKernel: size must be 1, 3, 5 or 7, got {size}")
         if groups < 1 or channels % groups:
             raise ValueError(f"StyleKernel: groups must divide the {channels} channels of relu4_1, got {groups}")
-        self.multiple = 8 * max(size // 4 + 1, 1)  # the border of 2 positions at least, of 4 for k = 5 and 7
+        self.multiple = 8 if size < 5 else 16  # twice that at least: borders of up to 3 positions are reflected
         self.groups = groups
         self.align = StyleAlignment(channels, alpha=alpha, gate=gate, gate_grad=gate_grad, renormalize=renormalize)
         self.generate = StyleKernelGenerator(channels, size)

@@ -5,19 +5,16 @@ At 8192 against 8192 such a map would take 268 MB in float32, at 16,384 against 
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
+
+from tests.memory import measured
 
 CODE = """
 import torch
 from stylekern import use_backend
 from stylekern.ops import cgm_attention, min_distances, remd
-
-def peak():  # of this process: what getrusage tells may be its parent's
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 def run(*tensors):
     output = {call}
@@ -51,7 +48,6 @@ def test_megabytes_beyond_inputs_and_results(
 ) -> None:
     call = call.format("tensors[0].shape[1]")
     code = CODE.format(call=call, count=count, length=length, width=width, dtype=dtype)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    print(f"{int(result.stdout) / 1e6:.0f} MB beyond inputs and results")
-    assert int(result.stdout) < most * 10**6
+    beyond = measured(code)
+    print(f"{beyond / 1e6:.0f} MB beyond inputs and results")
+    assert beyond < most * 10**6

@@ -1,0 +1,20 @@
+"""Peak memory, measured in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+#: Defines `peak()`. Of the process itself: what getrusage tells may be its parent's.
+PEAK = """
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+"""
+
+
+def measured(code: str) -> int:
+    """The number that the code, which knows `peak()`, prints."""
+    result = subprocess.run([sys.executable, "-c", PEAK + code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout)
