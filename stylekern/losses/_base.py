@@ -152,3 +152,8 @@ def safe_sqrt(squares: Tensor) -> Tensor:
     """The root, with gradient 0 at 0, where the root's own is infinite and turns what it meets to NaN."""
     positive = squares > 0
     return torch.where(positive, torch.where(positive, squares, 1).sqrt(), 0)
+
+
+def over(squares: Tensor, target: Tensor) -> Tensor:
+    """Sums of squares [N], divided by the sum of the target's [N or 1, ...]; finite where the target is zero."""
+    return squares / target.square().flatten(1).sum(1).clamp_min(torch.finfo(target.dtype).tiny)

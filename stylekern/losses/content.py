@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stylekern.losses._base import FeatureLoss, safe_sqrt
+from stylekern.losses._base import FeatureLoss, over, safe_sqrt
 from stylekern.ops._checks import check_option, shape
 
-KINDS = ("mse", "chw", "sum", "half", "euclidean")
+KINDS = ("mse", "chw", "sum", "half", "euclidean", "relative")
 
 
 class ContentLoss(FeatureLoss):
-    r"""The distance of two feature maps of one size, in the papers' five ways.
+    r"""The distance of two feature maps of one size, in the papers' five ways and one more.
 
     With d = F - P, of C channels and M = H W positions, per sample::
 
@@ -20,6 +20,7 @@ class ContentLoss(FeatureLoss):
         sum:        sum of d^2                           Li et al., eq. 2; INFO8010, section III.A
         half:       sum of d^2 / 2                       Li et al., eq. 13
         euclidean:  sqrt(sum of d^2)                     Li et al., eq. 10; SAFIN, section 3.4
+        relative:   sum of d^2 / sum of P^2              of no paper: of one size for all layers and encoders
 
     Xu et al. is "Multi-scaled attentive style transfer based on dilated convolution", Li et al. "Artistic neural style
     transfer algorithms with activation smoothing", INFO8010 the report "INFO8010: Style transfer".
@@ -66,4 +67,6 @@ class ContentLoss(FeatureLoss):
             return safe_sqrt(total)
         if guide is not None and self.kind in ("mse", "chw"):
             return total / (features.shape[1] * guide.sum((1, 2, 3)))
+        if self.kind == "relative":
+            return over(total, target[0] if guide is None else target[0] * guide.sqrt())
         return total / 2 if self.kind == "half" else total

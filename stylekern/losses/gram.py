@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stylekern.losses._base import FeatureLoss, at_least_float32, check_features, full_precision
+from stylekern.losses._base import FeatureLoss, at_least_float32, check_features, full_precision, over
 from stylekern.ops._checks import check_option
 
 #: The options of :class:`GramLoss`: what divides the Gram matrix, and what multiplies the sum of squares.
-NORMALIZATIONS = {"none": ("none", 1.0), "chw": ("chw", 1.0), "gatys": ("chw", 0.25)}
+NORMALIZATIONS = {"none": ("none", 1.0), "chw": ("chw", 1.0), "gatys": ("chw", 0.25), "relative": ("chw", 1.0)}
 
 
 def gram_matrix(x: Tensor, normalize: str = "chw") -> Tensor:
@@ -48,6 +48,8 @@ class GramLoss(FeatureLoss):
         chw:    |F F^T / (C M) - A A^T / (C M')|^2                      Li et al., eq. 6 and 7; Johnson et al. 2016
         gatys:  |F F^T / M - A A^T / M'|^2 / (4 C^2)                    Li et al., eq. 14; INFO8010; Gatys et al.
 
+        relative: chw / |A A^T / (C M')|^2                              of no paper
+
     with F [C, M] the features of the picture and A [C, M'] those of the style, in rows of positions. Li et al. is
     "Artistic neural style transfer algorithms with activation smoothing". INFO8010 is the report "INFO8010: Style
     transfer", section III.A; its error, "normalized for the layer sizes", is read as that of Gatys et al., whom it
@@ -55,10 +57,11 @@ class GramLoss(FeatureLoss):
 
     Eq. 14 prints 1 / (4 C^2 M^2) with one M, so it has pictures of one size in mind. Here each matrix is divided by the
     positions of its own picture: for one size it is the printed value, and for others a style remains what it is when
-    its picture is tiled. "none" is as printed: sums that grow with the picture, for pictures of one size.
+    its picture is tiled. "none" is as printed: sums that grow with the picture, for pictures of one size. "relative" is
+    1 for a picture without features, whatever the encoder's scale: layers, encoders and weights can be exchanged.
 
     Args:
-        normalize: "chw", "gatys" or "none".
+        normalize: "chw", "gatys", "relative" or "none".
 
     A guide weighs each position's products, and M is the sum of its weights.
 
@@ -79,8 +82,8 @@ class GramLoss(FeatureLoss):
 
     def _distance(self, features: Tensor, target: tuple[Tensor, ...], guide: Tensor | None) -> Tensor:
         divisor, factor = NORMALIZATIONS[self.normalize]
-        difference = _gram(features, divisor, guide) - target[0]
-        return factor * difference.square().sum((1, 2))
+        difference = (_gram(features, divisor, guide) - target[0]).square().sum((1, 2))
+        return over(difference, target[0]) if self.normalize == "relative" else factor * difference
 
 
 def _gram(x: Tensor, normalize: str, guide: Tensor | None) -> Tensor:

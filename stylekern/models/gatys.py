@@ -30,9 +30,10 @@ class Gatys(nn.Module):
         encoder: None: :class:`stylekern.encoders.RandomMultiScale`, which needs no weights.
         content: Taps of the content loss and their weights. None: what suits the encoder, see :meth:`taps_for`.
         style: The same of the style loss.
-        content_loss, style_loss: None: `ContentLoss("mse")` and `GramLoss("chw")`, whose values do not grow with the
-            picture.
-        content_weight, style_weight, variation_weight: alpha and beta of eq. 1, and of the total variation.
+        content_loss, style_loss: None: `ContentLoss("relative")` and `GramLoss("relative")`, whose values do not depend
+            on the encoder's scale or the picture's size. The presets have the papers' own.
+        content_weight, style_weight, variation_weight: alpha and beta of eq. 1, and of the total variation. With the
+            relative losses, 1 and 10 give a picture that has the style's colours and strokes and the content's shapes.
         smoothing: Of the activations (SWAG, eq. 13 and 14), of both losses: "softmax", "tanh", "softsign", "scale" or
             None; see :class:`stylekern.losses.Smoothed`.
         optimizer: "lbfgs", which looks better after as many steps, or "adam", which needs less memory.
@@ -51,7 +52,7 @@ class Gatys(nn.Module):
         content_loss: FeatureLoss | None = None,
         style_loss: FeatureLoss | None = None,
         content_weight: float = 1.0,
-        style_weight: float = 1000.0,
+        style_weight: float = 10.0,
         variation_weight: float = 0.0,
         smoothing: str | None = None,
         optimizer: str = "lbfgs",
@@ -68,7 +69,7 @@ class Gatys(nn.Module):
             raise ValueError(f"Gatys: steps must be at least 1 and lr positive, got steps={steps}, lr={lr}")
         encoder = RandomMultiScale() if encoder is None else encoder
         taps = self.taps_for(encoder)
-        losses = [content_loss or ContentLoss("mse"), style_loss or GramLoss("chw")]
+        losses = [content_loss or ContentLoss("relative"), style_loss or GramLoss("relative")]
         if smoothing is not None:
             losses = [Smoothed(loss, smoothing) for loss in losses]
         self.optimizer, self.steps, self.init, self.seed = optimizer, steps, init, seed
@@ -118,6 +119,7 @@ class Gatys(nn.Module):
         """
         style = {f"conv{block}_1": 1.0 for block in range(1, 6)}
         printed: dict[str, Any] = {"content_loss": ContentLoss("sum"), "style_loss": GramLoss("none")}
+        printed["style_weight"] = 1000.0
         presets: dict[str, dict[str, Any]] = {
             "artistic": printed,
             "daytime": printed | {"style_weight": 1.0, "style": style | {"conv1_1": 5.0}},

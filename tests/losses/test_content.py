@@ -9,7 +9,7 @@ import torch
 
 from stylekern.losses import ContentLoss
 
-KINDS = ["mse", "chw", "sum", "half", "euclidean"]
+KINDS = ["mse", "chw", "sum", "half", "euclidean", "relative"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -27,7 +27,9 @@ def test_each_kind_is_its_equation(kind: str, guided: bool) -> None:
             for j in range(5)
         )
         mean = square / (3 * weights.sum().item())
-        total += {"mse": mean, "chw": mean, "sum": square, "half": square / 2, "euclidean": math.sqrt(square)}[kind]
+        size = sum((weights * y[n, c] ** 2).sum().item() for c in range(3))
+        kinds = {"mse": mean, "chw": mean, "sum": square, "half": square / 2, "euclidean": math.sqrt(square)}
+        total += (kinds | {"relative": square / size})[kind]
     assert math.isclose(ContentLoss(kind).between(x, y, guide).item(), total / 2, rel_tol=1e-12)
 
 
@@ -46,5 +48,5 @@ def test_maps_of_two_sizes_and_guides_of_a_target_are_refused() -> None:
         loss.between(x, torch.rand(1, 3, 4, 6))
     with pytest.raises(ValueError, match=r"ContentLoss: a target takes no guide; give forward\(\) one"):
         loss.target(x, torch.ones(1, 1, 4, 5))
-    with pytest.raises(ValueError, match="kind must be one of mse, chw, sum, half, euclidean, got 'l2'"):
+    with pytest.raises(ValueError, match="kind must be one of mse, chw, sum, half, euclidean, relative, got 'l2'"):
         ContentLoss("l2")

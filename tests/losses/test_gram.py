@@ -59,6 +59,17 @@ def test_the_loss_of_gatys_divides_each_matrix_by_its_own_positions() -> None:
     assert_equal(GramLoss("gatys").between(x, y), truth)
 
 
+def test_the_relative_loss_does_not_depend_on_the_features_scale() -> None:
+    x, y = torch.randn(1, 4, 5, 6, dtype=torch.float64), torch.randn(1, 4, 3, 8, dtype=torch.float64)
+    style = gram_of(y[0]) / (4 * 24)
+    truth = (gram_of(x[0]) / (4 * 30) - style).square().sum() / style.square().sum()
+    loss = GramLoss("relative")
+    assert_equal(loss.between(x, y), truth)
+    assert_equal(loss.between(1e3 * x, 1e3 * y), truth)
+    assert_equal(loss.between(0 * x, y), torch.ones((), dtype=torch.float64))
+    assert_equal(loss.between(0 * x, 0 * y), torch.zeros((), dtype=torch.float64))
+
+
 @pytest.mark.parametrize("normalize", ["none", "chw", "gatys"])
 def test_a_guide_weighs_the_products_of_positions(normalize: str) -> None:
     x, y = torch.randn(2, 1, 4, 3, 5, dtype=torch.float64)
@@ -77,7 +88,7 @@ def test_what_is_kept_does_not_grow_with_the_picture() -> None:
 
 
 def test_options_and_features_that_are_unknown_are_refused() -> None:
-    with pytest.raises(ValueError, match="GramLoss: normalize must be one of none, chw, gatys, got 'hw'"):
+    with pytest.raises(ValueError, match="GramLoss: normalize must be one of none, chw, gatys, relative, got 'hw'"):
         GramLoss("hw")
     with pytest.raises(ValueError, match="gram_matrix: normalize must be one of none, chw, got 'gatys'"):
         gram_matrix(torch.rand(1, 2, 3, 4), "gatys")
