@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class Encoder(nn.Module, ABC):
     the weights expect of their input (mean, deviation, order of the colours) is done inside.
 
     Encoders are fixed: parameters do not ask for gradients, and `train()` leaves normalisation as it is in `eval()`.
-    Gradients flow to the pictures. `requires_grad_()` makes one trainable.
+    Gradients flow to the pictures. `requires_grad_()` makes parameters trainable, where there are any.
 
     Attributes:
         channels: Of every tap, from shallow to deep.
@@ -59,7 +60,7 @@ class Encoder(nn.Module, ABC):
     def check_images(self, images: Tensor) -> None:
         """
         Raises:
-            TypeError: Images that are no floating-point tensor.
+            TypeError: Images that are no floating-point tensor or, without autocast, of another dtype than the weights.
             ValueError: Images that are not [N, 3, H, W].
         """
         name = type(self).__name__
@@ -68,6 +69,9 @@ class Encoder(nn.Module, ABC):
             raise TypeError(f"{name}: images must be a floating-point tensor with values in [0, 1], got {given}")
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"{name}: images must be RGB, [N, 3, H, W], got {list(images.shape)}")
+        own = next(x.dtype for x in chain(self.parameters(), self.buffers()))
+        if images.dtype != own and not torch.is_autocast_enabled(images.device.type):
+            raise TypeError(f"{name}: images are {images.dtype}, its weights {own}: images.to({own}) makes them alike")
 
     def forward(self, images: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
         """Features of the taps, [N, channels[tap], h, w] each.
@@ -75,6 +79,7 @@ class Encoder(nn.Module, ABC):
         Raises:
             TypeError, ValueError: See :meth:`check_taps` and :meth:`check_images`; pictures too small for a tap.
         """
+        taps = taps if isinstance(taps, str) else tuple(taps)
         self.check_taps(taps)
         self.check_images(images)
         return collect(self.layers(images), taps)

@@ -23,6 +23,9 @@ class StyleTransfer(nn.Module, Saved):
     cuts them off. The content is continued at its right and lower border to a multiple of what the encoder's pools
     divide by, by its last pixels, and the result cut to its size.
 
+    `torch.export` with dynamic sizes binds a program to sizes that are continued or to those that are not, as the
+    examples are: give it pictures of a multiple of `multiple`, and continue them outside.
+
     The encoder is fixed; without one, it is a VGG-19 of random weights, which trains but sees less than one of
     ImageNet's: `encoder=vgg19("vgg19-dcbb9e9d.pth")`.
     """
@@ -70,12 +73,10 @@ class StyleTransfer(nn.Module, Saved):
             ValueError: What is not [N, 3, H, W]; styles that are neither one nor as many as the contents.
         """
         name = type(self).__name__
-        for what, x in (("content", content), ("style", style)):
-            if not isinstance(x, Tensor) or not x.is_floating_point():
-                given = x.dtype if isinstance(x, Tensor) else type(x).__name__
-                raise TypeError(f"{name}: {what} must be a floating-point tensor with values in [0, 1], got {given}")
-            if x.dim() != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
-                raise ValueError(f"{name}: {what} must be RGB, [N, 3, H, W], got {list(x.shape)}")
+        check_picture(name, "content", content)
+        check_picture(name, "style", style)
+        self.encoder.check_images(content)
+        self.encoder.check_images(style)
         if style.shape[0] not in (1, content.shape[0]):
             raise ValueError(
                 f"{name}: style must be one picture or as many as content, {content.shape[0]}, got {style.shape[0]}"
@@ -86,6 +87,19 @@ class StyleTransfer(nn.Module, Saved):
         """The network's result without gradients, in [0, 1]."""
         result: Tensor = self(content, style, **options).clamp(0, 1)
         return result
+
+
+def check_picture(owner: str, what: str, x: Tensor) -> None:
+    """
+    Raises:
+        TypeError: What is no floating-point tensor.
+        ValueError: What is not [N, 3, H, W].
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        given = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{owner}: {what} must be a floating-point tensor with values in [0, 1], got {given}")
+    if x.dim() != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
+        raise ValueError(f"{owner}: {what} must be RGB, [N, 3, H, W], got {list(x.shape)}")
 
 
 def continued(images: Tensor, multiple: int, least: int | None = None) -> Tensor:

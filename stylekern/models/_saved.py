@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 S = TypeVar("S", bound="Saved")
@@ -19,7 +20,7 @@ class Saved:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        _CLASSES[cls.__name__] = cls
+        _CLASSES.setdefault(cls.__name__, cls)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -33,19 +34,20 @@ class Saved:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes weights and configuration into one safetensors file, an encoder's among them; whole or not at all."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         assert isinstance(self, nn.Module)
         target = Path(path)
-        state = {key: x.detach().contiguous() for key, x in self.state_dict().items()}
+        # clones: safetensors takes no two names of one storage
+        state = {k: x.detach().clone(memory_format=torch.contiguous_format) for k, x in self.state_dict().items()}
         about = json.dumps({"network": type(self).__name__, **self.config})
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            save_file(state, Path(folder) / "network", metadata={"stylekern": about})
+            (Path(folder) / "network").write_bytes(save(state, metadata={"stylekern": about}))
             os.replace(Path(folder) / "network", target)
 
     @classmethod
     def load(cls: type[S], path: str | os.PathLike[str]) -> S:
-        """The network that :meth:`save` wrote, on the CPU, in `eval()`.
+        """The network that :meth:`save` wrote, on the CPU, in float32, in `eval()`.
 
         Raises:
             FileNotFoundError: No file at the path.
@@ -65,7 +67,7 @@ class Saved:
             raise ValueError(f"{path} has no configuration beside its weights: {cls.__name__}.save() did not write it")
         config: dict[str, Any] = json.loads(about)
         name = config.pop("network")
-        found = _CLASSES.get(name)
+        found = cls if cls.__name__ == name else _CLASSES.get(name)
         if found is None or not issubclass(found, cls):
             raise ValueError(f"{path} holds a network {name}, not {cls.__name__}")
         network = found.build(config)

@@ -150,6 +150,9 @@ class AdaConv(StyleTransfer):
     ) -> None:
         options = {"attentive": attentive, "rates": list(rates), "masks": masks, "groups": list(groups), "size": size}
         super().__init__(encoder, "relu4_1", options)
+        if size not in (1, 3, 5, 7):
+            raise ValueError(f"AdaConv: size must be 1, 3, 5 or 7, got {size}")
+        self.multiple = 8 if size < 5 else 16  # twice that at least: borders of up to 3 positions are reflected
         self.decoder = Decoder(self.encoder.widths[:4])
         if len(groups) != 4 or any(g < 1 or c % g for c, g in zip(self.decoder.channels, groups, strict=False)):
             raise ValueError(f"AdaConv: groups must be four divisors of {self.decoder.channels}, got {list(groups)}")
@@ -200,6 +203,8 @@ class AdaConvObjective(Objective):
         super().__init__()
         if kind not in ("hybrid", "moments"):
             raise ValueError(f"AdaConvObjective: kind must be hybrid or moments, got {kind!r}")
+        if taps is not None and (isinstance(taps, str) or not taps):
+            raise ValueError(f"AdaConvObjective: taps must be a sequence of names, got {taps!r}")
         every = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
         self.taps = tuple(taps) if taps is not None else every if kind == "moments" else every[-1:]
         self.weights = {"content": content, "style": style}

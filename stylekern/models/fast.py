@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stylekern.encoders import VGG
 from stylekern.losses import ContentLoss, GramLoss, PerceptualLoss
-from stylekern.models._model import continued, cut
+from stylekern.models._model import check_picture, continued, cut
 from stylekern.models._objective import need_taps
 from stylekern.models._saved import Saved
 from stylekern.nn.decoder import double
@@ -57,10 +57,12 @@ class FastTransfer(nn.Module, Saved):
         """Content [N, 3, H, W] in [0, 1] to the same size in [0, 1].
 
         Raises:
+            TypeError: No floating-point tensor.
             ValueError: Not [N, 3, H, W].
         """
-        if content.dim() != 4 or content.shape[1] != 3:
-            raise ValueError(f"FastTransfer: content must be RGB, [N, 3, H, W], got {list(content.shape)}")
+        check_picture("FastTransfer", "content", content)
+        if content.shape[0] == 0:  # which torch's instance normalisation does not take
+            return content.clone()
         x = self.residual(self.down(continued(content, self.multiple)))
         x = self.up2(double(self.up1(double(x))))
         return cut(torch.sigmoid(self.colours(x)), content)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stylekern.encoders import Encoder, RandomMultiScale, ResNet
+from stylekern.encoders import VGG, Encoder, RandomMultiScale, ResNet
 from stylekern.losses import ContentLoss, FeatureLoss, GramLoss, LossTerms, PerceptualLoss, Smoothed
 
 Watch = Callable[[int, LossTerms, Tensor], None]
@@ -68,7 +68,9 @@ class Gatys(nn.Module):
         if steps < 1 or (lr is not None and not lr > 0):
             raise ValueError(f"Gatys: steps must be at least 1 and lr positive, got steps={steps}, lr={lr}")
         encoder = RandomMultiScale() if encoder is None else encoder
-        taps = self.taps_for(encoder)
+        if content is None or style is None:
+            usual = self.taps_for(encoder)
+            content, style = (usual[i] if taps is None else taps for i, taps in enumerate((content, style)))
         losses = [content_loss or ContentLoss("relative"), style_loss or GramLoss("relative")]
         if smoothing is not None:
             losses = [Smoothed(loss, smoothing) for loss in losses]
@@ -76,8 +78,8 @@ class Gatys(nn.Module):
         self.lr = lr if lr is not None else 1.0 if optimizer == "lbfgs" else 0.02
         self.loss = PerceptualLoss(
             encoder,
-            taps[0] if content is None else content,
-            taps[1] if style is None else style,
+            content,
+            style,
             *losses,
             content_weight=content_weight,
             style_weight=style_weight,
@@ -95,11 +97,17 @@ class Gatys(nn.Module):
             return dict.fromkeys(encoder.taps[-2:], 1.0), dict.fromkeys(encoder.taps, 1.0)
         if isinstance(encoder, ResNet):
             stages = [tap for tap in encoder.taps if tap.startswith(("layer2.", "layer3."))]
-            return {stages[-1]: 1.0}, dict.fromkeys(stages, 1.0)
-        return {"conv4_1": 1.0}, dict.fromkeys([f"conv{block}_1" for block in range(1, 6)], 1.0)
+            if stages:
+                return {stages[-1]: 1.0}, dict.fromkeys(stages, 1.0)
+        elif isinstance(encoder, VGG) and "conv5_1" in encoder.channels:
+            return {"conv4_1": 1.0}, dict.fromkeys([f"conv{block}_1" for block in range(1, 6)], 1.0)
+        raise ValueError(
+            f"Gatys: there are no usual taps for this {type(encoder).__name__}, which reaches no conv5_1 (VGG) and no "
+            "layer2 (ResNet); name them with content= and style="
+        )
 
     @classmethod
-    def preset(cls, name: str, encoder: Encoder | None = None, **changes: Any) -> Gatys:
+    def preset(cls, name: str, encoder: Encoder, **changes: Any) -> Gatys:
         """A paper's settings.
 
         - "artistic": "... activation smoothing", 6.1: VGG-19, Gram matrices and squared errors as printed (eq. 2 to 4),
@@ -115,7 +123,7 @@ class Gatys(nn.Module):
             changes: Of the arguments of the class.
 
         Raises:
-            ValueError: An unknown name.
+            ValueError: An unknown name; an encoder of another kind than the preset's.
         """
         style = {f"conv{block}_1": 1.0 for block in range(1, 6)}
         printed: dict[str, Any] = {"content_loss": ContentLoss("sum"), "style_loss": GramLoss("none")}
@@ -140,44 +148,54 @@ class Gatys(nn.Module):
         }
         if name not in presets:
             raise ValueError(f"Gatys: preset must be one of {', '.join(presets)}, got {name!r}")
+        wanted = ResNet if name == "swag" else VGG | ResNet if name == "report" else VGG
+        if not isinstance(encoder, wanted):
+            raise ValueError(f"Gatys: the preset {name} is for {wanted}, got {type(encoder).__name__}")
         return cls(encoder, **(presets[name] | changes))
 
     def forward(self, content: Tensor, style: Tensor, *, watch: Watch | None = None) -> Tensor:
-        """Content [N, 3, H, W] and style [1 or N, 3, H', W'] to the picture [N, 3, H, W], in [0, 1].
+        """Content [N, 3, H, W] and style [N or 1, 3, H', W'] to the picture [N, 3, H, W] of the lowest loss, in [0, 1].
+
+        A batch is one problem for L-BFGS, whose steps then depend on all its pictures; Adam's do not.
 
         Args:
             content, style: RGB in [0, 1], of any sizes that the encoder takes.
-            watch: Called after each evaluation with its number from 0, the loss's terms and the picture at that point,
-                all detached. What it raises ends the optimisation; KeyboardInterrupt does as well.
+            watch: Called after each evaluation with its number from 0, the loss's terms, and the picture that has them,
+                detached and its own to keep. What it raises ends the optimisation.
 
         Raises:
-            ValueError: Not [N, 3, H, W]; a style batch that is neither 1 nor N.
+            TypeError, ValueError: What the encoder or :class:`stylekern.losses.PerceptualLoss` refuses.
         """
-        self.loss.set_content(content)
-        self.loss.set_style(style)
-        picture = self.start(content)
-        for step, terms in enumerate(self.run(picture)):
-            if watch is not None:
-                watch(step, terms, picture.detach())
-        return picture.detach().clamp(0, 1)
+        with torch.inference_mode(False):
+            self.loss.set_content(content)
+            self.loss.set_style(style)
+            picture = self.start(content)
+            best, lowest = picture.detach().clone(), torch.full((), torch.inf, device=content.device)
+            for step, (terms, seen) in enumerate(self.run(picture)):
+                best, lowest = _better(terms.total, seen, lowest, best)
+                if watch is not None:
+                    watch(step, terms, seen)
+            with torch.no_grad():
+                best, _ = _better(self.loss(picture).total, picture.detach(), lowest, best)
+        return best.clamp(0, 1)
 
     def start(self, content: Tensor) -> Tensor:
         """The picture that the optimisation starts from."""
-        if self.init == "content":
-            return content.detach().clone().requires_grad_()
-        generator = torch.Generator().manual_seed(self.seed)
-        noise = 0.5 + 0.1 * torch.randn(content.shape, generator=generator)
-        return noise.to(content).requires_grad_()
+        if self.init == "noise":
+            generator = torch.Generator().manual_seed(self.seed)
+            content = (0.5 + 0.1 * torch.randn(content.shape, generator=generator)).to(content)
+        return content.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
 
-    def run(self, picture: Tensor) -> Iterator[LossTerms]:
-        """Optimises the picture in place; gives the terms of each evaluation, before its step."""
-        seen: list[LossTerms] = []
+    def run(self, picture: Tensor) -> Iterator[tuple[LossTerms, Tensor]]:
+        """Optimises the picture in place; gives each evaluation's terms and a copy of the picture that has them."""
+        seen: list[tuple[LossTerms, Tensor]] = []
 
         def evaluate() -> Tensor:
             with torch.enable_grad():
                 terms: LossTerms = self.loss(picture)
-                (picture.grad,) = torch.autograd.grad(terms.total, picture)
-            seen.append(LossTerms(*(term.detach() for term in terms)))
+                (grad,) = torch.autograd.grad(terms.total, picture)
+            picture.grad = grad.contiguous()  # L-BFGS views it as a vector
+            seen.append((LossTerms(*(term.detach() for term in terms)), picture.detach().clone()))
             return terms.total.detach()
 
         if self.optimizer == "adam":
@@ -188,3 +206,9 @@ class Gatys(nn.Module):
             seen.clear()
             optimizer.step(evaluate)  # type: ignore[arg-type]  # a tensor does, as a number would
             yield seen[0]
+
+
+def _better(total: Tensor, picture: Tensor, lowest: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+    """The picture of the lower loss, and that loss, without waiting for the device."""
+    better = total < lowest
+    return torch.where(better, picture, best), torch.where(better, total, lowest)

@@ -23,7 +23,7 @@ class VGGClassifier(nn.Sequential, Saved):
 
     The report trains it on CIFAR-100 with cross-entropy, mixed precision, AdamW and ReduceLROnPlateau. :meth:`encoder`
     then makes an encoder of its convolutions; parameters are named as torchvision names its VGG's, so that
-    :func:`stylekern.encoders.vgg19` reads a file of its state dict too.
+    :func:`stylekern.encoders.vgg19` reads a file of its state dict too, at the default channels.
 
     Args:
         classes: 100 are CIFAR-100's.
@@ -82,4 +82,9 @@ class VGGClassifier(nn.Sequential, Saved):
         assert told is not None
         encoder = VGG(19, channels=self._config["channels"])
         encoder.load_state_dict(told[1])
-        return encoder
+        like = next(self.parameters())
+        return encoder.to(like.device, like.dtype)
+
+    def __getitem__(self, index: Any) -> Any:
+        """A part, or of a slice the parts in sequence: nn.Sequential would build another classifier of them."""
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)

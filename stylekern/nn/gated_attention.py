@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from stylekern.nn._features import as_features, as_rows, check_features, normalized
 from stylekern.nn.content_gate import ContentGate
 from stylekern.ops import cgm_attention
+from stylekern.ops._checks import check_option
 
 
 class GatedAttention(nn.Module):
@@ -39,6 +40,7 @@ class GatedAttention(nn.Module):
         renormalize: bool = False,
     ) -> None:
         super().__init__()
+        check_option("GatedAttention", "gate_grad", gate_grad, ("none", "straight_through"))
         self.channels, self.gate_grad = channels, gate_grad
         self.temperature, self.renormalize = temperature, renormalize
         self.f, self.g, self.h, self.out_conv = (nn.Conv2d(channels, channels, 1) for _ in range(4))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from stylekern.nn._features import as_features, as_rows, check_features
 from stylekern.nn.content_gate import ContentGate
 from stylekern.ops import cgm_attention
+from stylekern.ops._checks import check_option
 
 
 class StyleAlignment(nn.Module):
@@ -44,6 +45,7 @@ class StyleAlignment(nn.Module):
         renormalize: bool = False,
     ) -> None:
         super().__init__()
+        check_option("StyleAlignment", "gate_grad", gate_grad, ("none", "straight_through"))
         self.channels, self.alpha, self.gate_grad = channels, alpha, gate_grad
         self.temperature, self.renormalize = temperature, renormalize
         self.gate = ContentGate(channels, hidden) if gate else None

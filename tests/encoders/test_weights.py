@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -150,10 +154,12 @@ def test_sha256_from_the_name_or_by_hand(tmp_path: Path) -> None:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     named = path.rename(tmp_path / f"weights-{digest[:8]}.pth")
     assert set(read_weights(named)[0]) == {"x"} and read_weights(named, digest.upper())[1].endswith(f"{digest[:16]})")
+    assert read_weights(named.rename(tmp_path / f"weights-{digest[:8].upper()}.pth"))
+    named = (tmp_path / f"weights-{digest[:8].upper()}.pth").rename(named)
     wrong = tmp_path / "weights-0123abcd.pth"
     wrong.write_bytes(named.read_bytes())
     with pytest.raises(
-        ValueError, match=f"has the SHA-256 {digest}, expected 0123abcd: .* Delete it and fetch it anew"
+        ValueError, match=f"has the SHA-256 {digest}, expected 0123abcd .by its name.: .* Delete it and fetch it anew"
     ):
         read_weights(wrong)
     assert read_weights(wrong, digest)  # what is named goes before the name
@@ -163,19 +169,63 @@ def test_sha256_from_the_name_or_by_hand(tmp_path: Path) -> None:
         read_weights(named, "sha")
 
 
-def test_an_address_is_fetched_once_and_its_copy_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address that it is served under; torch.hub keeps its files elsewhere."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    source = tmp_path / "weights.pth"
-    torch.save({"x": torch.randn(3)}, source)
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    address = source.as_uri()
-    assert "x" in read_weights(address, digest)[0]
-    source.unlink()
-    assert "x" in read_weights(address, digest)[0]
-    (copy,) = (tmp_path / "home").rglob("weights.pth")
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_an_address_is_fetched_once_and_its_copy_is_checked(served: tuple[Path, str], tmp_path: Path) -> None:
+    folder, address = served
+    torch.save({"x": torch.randn(3)}, folder / "weights.pth")
+    digest = hashlib.sha256((folder / "weights.pth").read_bytes()).hexdigest()
+    assert "x" in read_weights(f"{address}/weights.pth", digest)[0]
+    (folder / "weights.pth").unlink()
+    assert "x" in read_weights(f"{address}/weights.pth", digest)[0]
+    (copy,) = (tmp_path / "home").rglob("*weights.pth")
     copy.write_bytes(copy.read_bytes() + b" ")
     with pytest.raises(ValueError, match="expected " + digest):
-        read_weights(address, digest)
+        read_weights(f"{address}/weights.pth", digest)
+
+
+def test_files_of_one_name_at_two_addresses_are_two(served: tuple[Path, str]) -> None:
+    folder, address = served
+    for name in "ab":
+        (folder / name).mkdir()
+        torch.save({name: torch.randn(3)}, folder / name / "weights.pth")
+    assert [set(read_weights(f"{address}/{name}/weights.pth")[0]) for name in "ab"] == [{"a"}, {"b"}]
+
+
+def test_what_cannot_be_read_or_has_another_hash_is_not_kept(served: tuple[Path, str], tmp_path: Path) -> None:
+    folder, address = served
+    (folder / "weights.pth").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="is no file of tensors"):
+        read_weights(f"{address}/weights.pth")
+    torch.save({"x": torch.randn(3)}, folder / "weights.pth")
+    with pytest.raises(ValueError, match="expected 01234567"):
+        read_weights(f"{address}/weights.pth", "01234567")
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert "x" in read_weights(f"{address}/weights.pth")[0]
+    with pytest.raises(ValueError, match="is the address of no file"):
+        read_weights(address)
+
+
+def test_a_file_address_is_a_path(tmp_path: Path) -> None:
+    torch.save({"x": torch.randn(3)}, tmp_path / "a b.pth")
+    assert "x" in read_weights((tmp_path / "a b.pth").as_uri())[0]
+    with pytest.raises(FileNotFoundError):
+        read_weights((tmp_path / "c.pth").as_uri())
 
 
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
@@ -185,9 +235,16 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} .* is no"):
             read_weights(tmp_path / name)
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds no state dict"):
-        read_weights(tmp_path / "list.pth")
+    torch.save({"x": torch.randn(999)}, tmp_path / "cut.pth")
+    whole = (tmp_path / "cut.pth").read_bytes()
+    for content in (b"hello world", whole[:300], whole[: len(whole) // 2]):
+        (tmp_path / "cut.pth").write_bytes(content)
+        with pytest.raises(ValueError, match=r"cut.pth \(SHA-256 .*\) is no file of tensors"):
+            read_weights(tmp_path / "cut.pth")
+    for other in ([1, 2], {1: torch.randn(2)}, {}):
+        torch.save(other, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match="holds no state dict"):
+            read_weights(tmp_path / "other.pth")
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")  # would run its code
     with pytest.raises(ValueError, match="is no file of tensors"):
         read_weights(tmp_path / "module.pth")

@@ -77,6 +77,9 @@ def test_save_load_compile_export_autocast(tmp_path: Path) -> None:
 
 
 def test_bad_input() -> None:
+    assert small()(torch.rand(0, 3, 8, 8)).shape == (0, 3, 8, 8)
+    with pytest.raises(TypeError, match=r"content must be a floating-point tensor .* got torch.uint8"):
+        small()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"content must be RGB, \[N, 3, H, W\], got \[3, 8, 8\]"):
         small()(torch.rand(3, 8, 8))
     with pytest.raises(ValueError, match=r"FastObjective: the encoder must reach relu4_3"):

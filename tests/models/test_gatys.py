@@ -97,7 +97,7 @@ def test_noise_is_of_the_seed_and_a_batch_has_one_style() -> None:
 
 def test_watch_sees_every_evaluation_and_what_it_raises_ends_it() -> None:
     content, style = pictures(1, 40, 40), pictures(1, 40, 40)
-    steps = []
+    gatys, steps = Gatys(ENCODERS["random"](), steps=9), []
 
     class Enough(Exception):
         pass
@@ -105,11 +105,13 @@ def test_watch_sees_every_evaluation_and_what_it_raises_ends_it() -> None:
     def watch(step: int, terms: LossTerms, picture: Tensor) -> None:
         steps.append(step)
         assert not terms.total.requires_grad and not picture.requires_grad and picture.shape == content.shape
+        with torch.no_grad():
+            assert torch.allclose(gatys.loss(picture).total, terms.total)
         if step == 4:
             raise Enough
 
     with pytest.raises(Enough):
-        Gatys(ENCODERS["random"](), steps=9)(content, style, watch=watch)
+        gatys(content, style, watch=watch)
     assert steps == [0, 1, 2, 3, 4]
 
 
@@ -128,6 +130,37 @@ def test_taps_and_losses_of_ones_own() -> None:
     assert seen[-1] < seen[0]
     with pytest.raises(ValueError, match=r"taps must be among .*; got relu7_1"):
         Gatys(ENCODERS["vgg"](), style={"relu7_1": 1.0})(content, style)
+
+
+def test_the_picture_of_the_lowest_loss_is_kept() -> None:
+    content, style = pictures(1, 48, 48), torch.rand(1, 3, 48, 48)
+    gatys = Gatys(ENCODERS["random"](), lr=30.0, optimizer="adam", steps=15)  # a rate that overshoots
+    seen, picture = losses(gatys, content, style)
+    assert seen[-1] > min(seen)
+    with torch.no_grad():
+        found = gatys.loss(picture).total.item()  # cut to [0, 1], so about
+    assert found <= 1.5 * min(seen)
+
+
+def test_pictures_in_any_layout_and_in_inference_mode() -> None:
+    content, style = pictures(1, 40, 44), pictures(1, 40, 40)
+    gatys = Gatys(ENCODERS["random"](), steps=4)
+    truth = gatys(content, style)
+    last = content.contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(gatys(last, style), truth, atol=1e-4)
+    with torch.inference_mode():
+        assert torch.allclose(gatys(content * 1, style * 1), truth, atol=1e-4)
+    with torch.no_grad():
+        assert torch.equal(gatys(content, style), truth)
+
+
+def test_encoders_without_usual_taps_ask_for_them() -> None:
+    short = ResNet(width=8, deepest="layer1.0")
+    with pytest.raises(ValueError, match=r"no usual taps for this ResNet.*name them with content= and style="):
+        Gatys(short)
+    Gatys(short, content={"relu": 1.0}, style={"layer1.0": 1.0}, steps=2)(pictures(1, 40, 40), pictures(1, 40, 40))
+    with pytest.raises(ValueError, match=r"the preset swag is for .*ResNet.*, got VGG"):
+        Gatys.preset("swag", ENCODERS["vgg"]())
 
 
 @pytest.mark.parametrize(

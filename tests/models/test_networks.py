@@ -142,6 +142,7 @@ def test_under_autocast(network: StyleTransfer) -> None:
         (None, torch.rand(3, 3, 32, 32), ValueError, "style must be one picture or as many as content, 2, got 3"),
         (torch.rand(1, 3, 0, 32), None, ValueError, r"got \[1, 3, 0, 32\]"),
         (torch.ones(1, 3, 32, 32, dtype=torch.uint8), None, TypeError, "content must be a floating-point tensor"),
+        (torch.rand(2, 3, 32, 32).double(), None, TypeError, "images are torch.float64, its weights torch.float32"),
         (None, "style.png", TypeError, "style must be a floating-point tensor with values in .*, got str"),
     ],
 )
@@ -168,6 +169,9 @@ def test_bad_input(network: StyleTransfer, content: Tensor, style: Tensor, error
         ),
         (lambda: AdaConv(small(), masks="max"), ValueError, "masks must be mean or each, got 'max'"),
         (lambda: AdaConv(small(), masks="each", rates=(1, 2, 3)), ValueError, "rates must be positive and, for masks="),
+        (lambda: AdaConv(small(), size=4), ValueError, "size must be 1, 3, 5 or 7, got 4"),
+        (lambda: StyleKernel(small(), gate_grad="soft"), ValueError, "gate_grad must be one of none, straight_through"),
+        (lambda: SANet(small(), gate_grad="soft"), ValueError, "gate_grad must be one of none, straight_through"),
         (lambda: FastTransfer((8, 8)), ValueError, "channels must be three positive numbers"),
         (lambda: VGGClassifier(channels=(8, 8)), ValueError, "channels must be five"),
     ],
@@ -175,6 +179,22 @@ def test_bad_input(network: StyleTransfer, content: Tensor, style: Tensor, error
 def test_networks_that_are_none(build: object, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         build()  # type: ignore[operator]
+
+
+def test_files_are_read_by_others_and_hold_tied_parameters(tmp_path: Path) -> None:
+    network = SANet(small())
+    network.attend5 = network.attend4
+    network.save(tmp_path / "network")
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "network").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    content, style = pictures(1, 40, 40), pictures(1, 40, 40)
+    assert torch.equal(SANet.load(tmp_path / "network")(content, style), network(content, style))
+
+
+def test_a_network_of_ones_own_does_not_take_the_place_of_ours(tmp_path: Path) -> None:
+    theirs = type("AdaIN", (AdaIN,), {})
+    theirs(small()).save(tmp_path / "network")
+    assert type(AdaIN.load(tmp_path / "network")) is AdaIN and type(theirs.load(tmp_path / "network")) is theirs
 
 
 def test_files_that_hold_no_network(tmp_path: Path) -> None:

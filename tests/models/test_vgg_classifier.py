@@ -25,6 +25,7 @@ def test_it_is_the_sequence_of_the_report() -> None:
     counts = {"Conv2d": 16, "MaxPool2d": 4, "AdaptiveAvgPool2d": 1, "Linear": 3, "Dropout": 2, "ReLU": 18}
     assert isinstance(model, nn.Sequential) and {kind: kinds.count(kind) for kind in counts} == counts
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 100)
+    assert [type(part) for part in model[1:3]] == [nn.AdaptiveAvgPool2d, nn.Flatten] and model[0] is model.features
 
 
 def test_kaiming_weights_keep_the_signal() -> None:
@@ -61,6 +62,7 @@ def test_its_convolutions_are_an_encoder(tmp_path: Path) -> None:
     seen: list[Tensor] = []
     Gatys(encoder, steps=10)(images, pictures(1, 48, 48), watch=lambda _, terms, __: seen.append(terms.total))
     assert seen[-1] < seen[0]
+    assert next(model.double().encoder().parameters()).dtype == torch.float64
     with torch.no_grad():
         model.features[0].weight.zero_()
     assert encoder.convs["conv1_1"].weight.abs().sum() > 0  # a copy
