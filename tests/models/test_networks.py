@@ -236,8 +236,10 @@ def test_parameters_at_full_width() -> None:
     decoder = 3_505_219
     assert _count(AdaIN()) == decoder
     assert _count(SANet()) == decoder + 2 * 4 * (512 * 512 + 512) + 512 * 512 * 9 + 512
-    assert _count(SAFIN()) == decoder + sum(5 * (c * c + c) + 2 * c for c in (256, 512))
     gate = 512 * 128 * 9 + 128 + 128 * 2 * 9 + 2
+    assert _count(SANet(attention="cgm")) == _count(SANet()) + 2 * gate
+    assert _count(SANet(attention="safin")) == _count(SANet()) + 2 * (512 * 512 + 512 + 2 * 512)
+    assert _count(SAFIN()) == decoder + sum(5 * (c * c + c) + 2 * c for c in (256, 512))
     assert _count(StyleKernel()) == decoder + gate + 512 * 512 * 9 + 512 + 512 * 3584 + 3584
     describe = 3 * (512 * 512 * 9 + 512) + 8192 * 4608 + 4608
     predict = sum(512 * c * g * 10 + 2 * c * g + 512 * c + c for c, g in ((512, 1), (256, 2), (128, 4), (64, 8)))

@@ -42,14 +42,25 @@ def test_it_learns_with_the_reports_recipe() -> None:
     labels = torch.tensor([0] * 8 + [1] * 8)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    losses = []
     for _ in range(40):
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+        losses.append(loss.item())
         optimizer.step()
         plateau.step(loss)
+    assert losses[-1] < losses[0] / 2
     assert (model.eval()(images).argmax(1) == labels).all()
+
+
+def test_parameters_at_full_width() -> None:
+    """VGG-19's, with 1000 classes as many as torchvision counts."""
+    for classes, count in ((1000, 143_667_240), (100, 139_979_940)):
+        with torch.device("meta"):
+            assert sum(p.numel() for p in VGGClassifier(classes).parameters()) == count
 
 
 def test_its_convolutions_are_an_encoder(tmp_path: Path) -> None:
