@@ -36,7 +36,7 @@ void forward(const AdaConvArgs<T>& args) {
       });
     for_bands(
         p, bands, cost(p) / bands, [&] { return kernels.forward(args); },
-        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1, bool) {
+        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t) {
           if (args.mean && bands == 1)
             for (int64_t m = 0; m < p.group_in(); ++m) conv.statistics(n * p.c + g * p.group_in() + m);
           conv.run(n, g, row0, row1);
@@ -61,7 +61,7 @@ void backward_input(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
   with_kernels<T>(p, [&](const auto& kernels) {
     for_bands(
         p, bands, cost(p) / bands, [&] { return std::pair{kernels.backward_input(args), std::vector<A>()}; },
-        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, bool) {
+        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t) {
           auto& [conv, own_planes] = state;
           const int64_t first = g * p.group_in();
           A* grad_x = nullptr;

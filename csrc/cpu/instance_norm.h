@@ -148,29 +148,50 @@ struct GradientSums {
   double g = 0, gx = 0;
 };
 
+// sum(g) and sum(g * x) of a plane, a vector at a time. The order of additions depends on the order of vectors and on
+// where end() is called.
+template <class A>
+class RunningGradientSums {
+ public:
+  STYLEKERN_INLINE void add(Vec<A> g, Vec<A> x) { g_ += g, gx_ = fma(g, x, gx_); }
+  // After `count` values: sums in A stay short.
+  STYLEKERN_INLINE void end(int64_t count) {
+    if ((pending_ += count) >= kPending) collect();
+  }
+  GradientSums total() {
+    collect();
+    return {sum_g_.total(), sum_gx_.total()};
+  }
+
+  static constexpr int64_t kPending = 1024;  // values that are summed in A before their sum joins one in double
+
+ private:
+  STYLEKERN_INLINE void collect() {
+    sum_g_.add(g_), sum_gx_.add(gx_);
+    g_ = gx_ = Vec<A>{}, pending_ = 0;
+  }
+
+  Vec<A> g_{}, gx_{};
+  int64_t pending_ = 0;
+  LaneSum sum_g_, sum_gx_;
+};
+
 // sum(g) and sum(g * x) over a plane, with x = (input - mean) * rstd and g what load_g(i, j, count) returns: lanes j to
 // j + count - 1 of row i, and zeros.
 template <class T, class LoadG>
 STYLEKERN_INLINE GradientSums gradient_sums(int64_t h, int64_t w, const T* input, int64_t row, Acc<T> mean, Acc<T> rstd,
                                             LoadG&& load_g) {
   using A = Acc<T>;
-  constexpr int64_t kPending = 1024;  // values that are summed in A before their sum joins one in double
-  LaneSum sum_g, sum_gx;
-  Vec<A> g_part{}, gx_part{};
-  int64_t pending = 0;
+  RunningGradientSums<A> sums;
   for (int64_t i = 0; i < h; ++i)
-    for (int64_t j0 = 0; j0 < w; j0 += kPending) {
-      const int64_t length = std::min(w - j0, kPending);
+    for (int64_t j0 = 0; j0 < w; j0 += sums.kPending) {
+      const int64_t length = std::min(w - j0, sums.kPending);
       for_vectors<A>(length, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        const Vec<A> g = load_g(i, j0 + j, count), x = (load(input + i * row + j0 + j, count) - mean) * rstd;
-        g_part += g, gx_part = fma(g, x, gx_part);
+        sums.add(load_g(i, j0 + j, count), (load(input + i * row + j0 + j, count) - mean) * rstd);
       });
-      if ((pending += length) < kPending) continue;
-      sum_g.add(g_part), sum_gx.add(gx_part);
-      g_part = gx_part = Vec<A>{}, pending = 0;
+      sums.end(length);
     }
-  sum_g.add(g_part), sum_gx.add(gx_part);
-  return {sum_g.total(), sum_gx.total()};
+  return sums.total();
 }
 
 // With x = (input - mean) * rstd and g the gradient of x:
@@ -192,17 +213,18 @@ struct NormalizeBackward {
   }
 };
 
-// g is dense; it may be grad_x itself.
+// g is dense; it may be grad_x itself. `sums`: where they are known, in the same order.
 template <class T>
 void instance_norm_backward(const Acc<T>* g, const T* x, int64_t h, int64_t w, int64_t row, Acc<T> mean, Acc<T> rstd,
-                            int64_t correction, T* grad_x) {
+                            int64_t correction, T* grad_x, std::optional<GradientSums> sums = {}) {
   using A = Acc<T>;
   const double n = double(h) * double(w);
   flatten(h, w, {row});
-  const GradientSums sums = gradient_sums(h, w, x, row, mean, rstd,
-                                          [&](int64_t i, int64_t j, auto count)
-                                              STYLEKERN_ALWAYS_INLINE { return load(g + i * w + j, count); });
-  const NormalizeBackward<A> backward(mean, rstd, sums, n, correction);
+  if (!sums)
+    sums = gradient_sums(h, w, x, row, mean, rstd, [&](int64_t i, int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      return load(g + i * w + j, count);
+    });
+  const NormalizeBackward<A> backward(mean, rstd, *sums, n, correction);
   for (int64_t i = 0; i < h; ++i)
     for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
       const Vec<A> xj = backward.normalized(load(x + i * row + j, count));

@@ -3,21 +3,71 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 namespace stylekern {
 
-// Calls f(begin, end) on chunks of [0, count). `operations` is about what one step costs; below kWorthAThread of them
-// for the whole loop, the caller's thread does it alone.
+// Steps 0 to count - 1 of a loop, an equal share a thread, which takes it in chunks, large ones first. When its own is
+// done, a thread takes from the others': the system may have held one of them up. Shares rather than one queue, because
+// what a thread has in its caches, from the operator before or the call before, mostly is its share.
+class Chunks {
+ public:
+  Chunks(int64_t count, int64_t threads, int64_t smallest) : shares_(size_t(threads)), smallest_(smallest) {
+    for (int64_t t = 0; t < threads; ++t) {
+      shares_[size_t(t)].next = count * t / threads;
+      shares_[size_t(t)].end = count * (t + 1) / threads;
+    }
+  }
+
+  // The next chunk for a thread; empty when all are taken.
+  std::pair<int64_t, int64_t> take(int64_t thread) {
+    for (size_t k = 0; k < shares_.size(); ++k) {
+      Share& share = shares_[(size_t(thread) + k) % shares_.size()];
+      int64_t begin = share.next.load(std::memory_order_relaxed);
+      while (begin < share.end) {
+        const int64_t end = std::min(begin + std::max((share.end - begin) / 4, smallest_), share.end);
+        if (share.next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) return {begin, end};
+      }
+    }
+    return {0, 0};
+  }
+
+ private:
+  struct alignas(64) Share {  // a cache line each
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  std::vector<Share> shares_;
+  const int64_t smallest_;
+};
+
+// Calls work(take) on as many of torch's threads as count steps are worth; take() returns the next chunk [begin, end)
+// of [0, count), empty when there is none. `operations` is about what one step costs; below kWorthAThread of them for
+// the whole loop, the caller's thread does it alone.
+template <class Work>
+void on_threads(int64_t count, int64_t operations, const Work& work) {
+  constexpr int64_t kWorthAThread = 1 << 16, kSmallest = 1 << 13;
+  const int64_t cost = std::max<int64_t>(operations, 1), grain = std::max<int64_t>(kWorthAThread / cost, 1);
+  const int64_t threads = std::min<int64_t>(int64_t(torch::stable::get_num_threads()), (count + grain - 1) / grain);
+  if (threads <= 1) {
+    bool taken = false;
+    return work([&] { return std::pair<int64_t, int64_t>(0, std::exchange(taken, true) ? 0 : count); });
+  }
+  Chunks chunks(count, threads, std::max<int64_t>(kSmallest / cost, 1));
+  torch::stable::parallel_for(0, threads, 1,
+                              [&](int64_t thread, int64_t) { work([&] { return chunks.take(thread); }); });
+}
+
+// Calls f(begin, end) on chunks of [0, count), on torch's threads.
 template <class F>
 void parallel_for(int64_t count, int64_t operations, const F& f) {
-  constexpr int64_t kWorthAThread = 1 << 16;
-  const int64_t grain = std::max<int64_t>(kWorthAThread / std::max<int64_t>(operations, 1), 1);
-  if (count <= grain) {
-    if (count > 0) f(0, count);
-    return;
-  }
-  torch::stable::parallel_for(0, count, grain, f);
+  on_threads(count, operations, [&](const auto& take) {
+    for (auto [begin, end] = take(); begin < end; std::tie(begin, end) = take()) f(begin, end);
+  });
 }
 
 // Bands of rows that each of so many units is cut into: one, unless there are too few units for the threads. A band is
@@ -28,15 +78,20 @@ inline int64_t band_count(int64_t units, int64_t h, int64_t taps) {
   return std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(h / thinnest, 1));
 }
 
-// Calls work(state, n, g, row0, row1, more) for every band of every sample and group, on torch's threads, with a state
-// per chunk that make() returns; `more` where the next band is of the same chunk. P is an operator's problem.
+// Calls work(state, n, g, row0, row1, next) for every band of every sample and group, on torch's threads, with a state
+// per thread that make() returns; `next` is the n * groups + g that this thread does after that, or -1. P is an
+// operator's problem.
 template <class P, class Make, class Work>
 void for_bands(const P& p, int64_t bands, int64_t operations, const Make& make, const Work& work) {
-  parallel_for(p.n * p.groups * bands, operations, [&](int64_t begin, int64_t end) {
+  on_threads(p.n * p.groups * bands, operations, [&](const auto& take) {
+    auto [begin, end] = take();
+    if (begin == end) return;
     auto state = make();
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t unit = i / bands, band = i % bands;
-      work(state, unit / p.groups, unit % p.groups, p.h * band / bands, p.h * (band + 1) / bands, i + 1 < end);
+    while (begin < end) {
+      const int64_t unit = begin / bands, band = begin % bands;
+      if (++begin == end) std::tie(begin, end) = take();
+      work(state, unit / p.groups, unit % p.groups, p.h * band / bands, p.h * (band + 1) / bands,
+           begin < end ? begin / bands : -1);
     }
   });
 }

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <limits>
+#include <optional>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -72,8 +73,9 @@ inline Half to_half(float x) {
   return {uint16_t(sign | ((magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000) >> 13))};
 }
 
-// Whether results should bypass the caches, which saves reading each line before it is overwritten. Measured on two
-// cores, all operators: from 16 MiB on that gains up to a third, below it loses as much. Where a plane of `plane_bytes`
+// Whether results should bypass the caches, which saves reading each line before it is overwritten. `bytes`: of the
+// results, or half of all that is read and written where that is more. Measured on two cores, all operators: from
+// 16 MiB on that gains up to a third, below it loses as much. Where a plane of `plane_bytes`
 // is read twice and then written, it loses for small planes, however many: reads and writes of memory alternate too
 // often.
 inline bool worth_streaming(const void* results, int64_t bytes, int64_t row_bytes, int64_t plane_bytes) {

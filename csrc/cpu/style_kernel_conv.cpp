@@ -40,10 +40,10 @@ void forward(const StyleKernelConvArgs<T>& args) {
       });
     for_bands(
         p, bands, cost(p) / bands, [&] { return kernels.forward(args); },
-        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1, bool more) {
+        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
           if (args.mean && bands == 1)
             for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) conv.statistics(n * p.c + c);
-          conv.run(n, g, row0, row1, more && bands == 1);
+          conv.run(n, g, row0, row1, bands == 1 ? next : -1);
         });
   });
 }
@@ -59,12 +59,12 @@ void backward(const StyleKernelConvBackwardArgs<T>& args, const Tensor& input) {
   std::optional<Tensor> buffer;
   if (args.grad_input && !in_place && bands > 1)
     buffer = empty_of(input, {p.n * p.c * in_plane}, accumulate_type(input));
-  const auto finish = [&](const auto& kernels, int64_t n, int64_t c, const A* grad_x) {
+  const auto finish = [&](const auto& kernels, int64_t n, int64_t c, const A* grad_x, auto... sums) {
     const int64_t nc = n * p.c + c;
     T* const out = args.grad_input + nc * in_plane;
     if (args.mean)
       kernels.normalize_backward(grad_x, args.input + n * p.input.n + c * p.input.p, p.h, p.w, p.input.row,
-                                 args.mean[nc], args.rstd[nc], args.correction, out);
+                                 args.mean[nc], args.rstd[nc], args.correction, out, sums...);
     else if (!in_place)
       kernels.convert(grad_x, in_plane, out);
   };
@@ -76,7 +76,7 @@ void backward(const StyleKernelConvBackwardArgs<T>& args, const Tensor& input) {
     };
     for_bands(
         p, bands, cost(p) / bands, [&] { return std::pair{kernels.backward(args), std::vector<A>()}; },
-        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, bool) {
+        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t) {
           auto& [conv, own_planes] = state;
           A* grad_x = nullptr;
           if (args.grad_input && (in_place || buffer)) grad_x = planes(n, g);
@@ -86,7 +86,7 @@ void backward(const StyleKernelConvBackwardArgs<T>& args, const Tensor& input) {
           }
           conv.run(n, g, row0, row1, grad_x);
           if (grad_x && bands == 1)
-            for (int64_t k = 0; k < cpg; ++k) finish(kernels, n, g * cpg + k, grad_x + k * in_plane);
+            for (int64_t k = 0; k < cpg; ++k) finish(kernels, n, g * cpg + k, grad_x + k * in_plane, conv.sums());
         });
     if (args.grad_input && bands > 1)
       parallel_for(p.n * p.c, in_plane, [&](int64_t begin, int64_t end) {
@@ -118,7 +118,8 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertic
     args.mean = normalize ? mutable_data<Acc<T>>(mean) : nullptr;
     args.rstd = normalize ? mutable_data<Acc<T>>(rstd) : nullptr;
     args.eps = eps, args.correction = correction;
-    args.streamed = worth_streaming(args.output, output.numel() * int64_t(sizeof(T)), p.w * int64_t(sizeof(T)),
+    const int64_t values = input.numel() + vertical.numel() + horizontal.numel() + output.numel();
+    args.streamed = worth_streaming(args.output, values / 2 * int64_t(sizeof(T)), p.w * int64_t(sizeof(T)),
                                     p.h * p.w * int64_t(sizeof(T)));
     forward(args);
   });

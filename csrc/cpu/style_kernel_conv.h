@@ -70,12 +70,17 @@ class StyleKernelConvForward {
   using A = Acc<T>;
 
   explicit StyleKernelConvForward(const StyleKernelConvArgs<T>& args)
-      : args_(args), p_(args.problem), x_(p_), border_(p_.w, p_.rh(), p_.padding), t_(p_.w, p_.rh()) {}
+      : args_(args),
+        p_(args.problem),
+        x_(p_),
+        border_(p_.w, p_.rh(), p_.padding),
+        t_(p_.w, p_.rh()),
+        zeros_(size_t(p_.w)) {}
 
-  // Rows [row0, row1) of a sample and group. `more`: the group after it is next, on this thread.
-  void run(int64_t n, int64_t g, int64_t row0, int64_t row1, bool more) {
+  // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that is this thread's next, or -1.
+  void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
     if (K == 3 && p_.composition == Composition::kSequential) {
-      with_vectors<A>(p_.w, [&](auto vectors) { run_3x3<vectors>(n, g, row0, row1, more); });
+      with_vectors<A>(p_.w, [&](auto vectors) { run_3x3<vectors>(n, g, row0, row1, next); });
     } else {
       run_tiles(n, g, row0, row1);
     }
@@ -107,52 +112,41 @@ class StyleKernelConvForward {
   }
 
   template <int V>
-  void run_3x3(int64_t n, int64_t g, int64_t row0, int64_t row1, bool more) {
+  void run_3x3(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
     const int64_t cpg = p_.channels_per_group();
-    const auto input = [&](int64_t c) {
+    const auto rows = [&](int64_t c, int64_t i0, int64_t i1, auto&& ahead) STYLEKERN_ALWAYS_INLINE {
       const int64_t nc = n * p_.c + c;
-      return InputPlane<T>(p_, plane(nc), args_.mean ? args_.mean + nc : nullptr,
-                           args_.mean ? args_.rstd + nc : nullptr);
+      const T* const bias = this->bias(n, g, c);
+      const InputPlane<T> from(p_, plane(nc), args_.mean ? args_.mean + nc : nullptr,
+                               args_.mean ? args_.rstd + nc : nullptr, zeros_.data());
+      const OutputPlane<T> to{args_.vertical + n * p_.vertical.n + g * p_.vertical.p,
+                              args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p,
+                              bias ? bias : zeros_.data(),
+                              args_.output + nc * p_.h * p_.w,
+                              p_.w,
+                              p_.vertical.row,
+                              p_.vertical.tap,
+                              p_.horizontal.row,
+                              p_.horizontal.tap,
+                              p_.bias.row,
+                              p_.padding,
+                              args_.streamed};
+      if constexpr (V > 0)
+        forward_short_rows_3x3<V>(to, from, i0, i1, ahead);
+      else
+        forward_long_rows_3x3(to, from, i0, i1, ahead);
     };
-    const auto output = [&](int64_t c) {
-      return OutputPlane<T>{args_.vertical + n * p_.vertical.n + g * p_.vertical.p,
-                            args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p,
-                            bias(n, g, c),
-                            args_.output + (n * p_.c + c) * p_.h * p_.w,
-                            p_.w,
-                            p_.vertical.row,
-                            p_.vertical.tap,
-                            p_.horizontal.row,
-                            p_.horizontal.tap,
-                            p_.bias.row,
-                            p_.padding,
-                            args_.streamed};
-    };
-    if (more && cpg == 1 && args_.mean && PlaneMoments<T>::can_share(p_.w)) {
-      const int64_t next = n * p_.c + g + 1;
+    if (next >= 0 && cpg == 1 && args_.mean && PlaneMoments<T>::can_share(p_.w)) {
       PlaneMoments<T> moments(plane(next), p_.h, p_.w, p_.input.row);
-      const InputPlane<T> from = input(g);
-      const OutputPlane<T> to = output(g);
-      RunningMoments<A> running = moments.running();
-      for (int64_t i = 0, h = p_.h; i < h; ++i) {
-        forward_row_3x3<V>(to, from.rows(i), i, moments.row(i), running);
-        moments.end_row(running);
-      }
-      moments.collect(running);
+      rows(g, 0, p_.h, Ahead<T>{moments});
       moments.result(args_.eps, args_.correction, args_.mean + next, args_.rstd + next);
       ready_ = next;
       return;
     }
     // Filters that several channels share stay in the first-level cache from one to the next.
     const int64_t tile = cpg == 1 ? row1 - row0 : std::max<int64_t>(kTileValues / p_.w, 1);
-    RunningMoments<A> unused{};
     for (int64_t i0 = row0; i0 < row1; i0 += tile)
-      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) {
-        const InputPlane<T> from = input(c);
-        const OutputPlane<T> to = output(c);
-        for (int64_t i = i0, i1 = std::min(i0 + tile, row1); i < i1; ++i)
-          forward_row_3x3<V, T>(to, from.rows(i), i, nullptr, unused);
-      }
+      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) rows(c, i0, std::min(i0 + tile, row1), NothingAhead());
   }
 
   void run_tiles(int64_t n, int64_t g, int64_t row0, int64_t row1) {
@@ -221,6 +215,7 @@ class StyleKernelConvForward {
   InputTile<T> x_;
   RowBorder border_;
   PaddedRows<A> t_;
+  std::vector<T> zeros_;
   int64_t ready_ = -1;
 };
 

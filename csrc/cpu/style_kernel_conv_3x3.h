@@ -1,17 +1,28 @@
 // style_kernel_conv on the CPU, sequential, three taps both ways: a row, forward and backward. Included by
 // foreach_target.h.
 //
-// One row is walked a vector after the other, and nothing but results is stored: x is normalised as it is loaded, t
-// stays in registers, and a neighbour's t comes from the vector beside by a shift of lanes. The scratch rows that wider
-// taps need would cost half as much again.
+// A row is walked a vector after the other, and nothing but results is stored: x is normalised as it is loaded, t stays
+// in registers, and a neighbour's t comes from the vector beside by a shift of lanes. The scratch rows that wider taps
+// need would cost half as much again.
 namespace stylekern::STYLEKERN_TARGET {
 
 // Calls f(v) with v the whole vectors a row of w values has, where that is a number that rows are unrolled for, else 0.
 template <class A, class F>
-STYLEKERN_INLINE void with_vectors(int64_t w, F&& f) {
+STYLEKERN_INLINE auto with_vectors(int64_t w, F&& f) {
   if (w == 2 * kLanes<A>) return f(std::integral_constant<int, 2>{});
   if (w == 4 * kLanes<A>) return f(std::integral_constant<int, 4>{});
-  f(std::integral_constant<int, 0>{});
+  return f(std::integral_constant<int, 0>{});
+}
+
+// What lies beyond the first and the last vector of a row.
+template <class V>
+STYLEKERN_INLINE auto beyond_left(Padding padding, V first) {
+  return padding == Padding::kZeros ? V{}[0] : padding == Padding::kReflect ? first[1] : first[0];
+}
+template <class V>
+STYLEKERN_INLINE auto beyond_right(Padding padding, V last) {
+  constexpr int lanes = sizeof(V) / sizeof(last[0]);
+  return padding == Padding::kZeros ? V{}[0] : padding == Padding::kReflect ? last[lanes - 2] : last[lanes - 1];
 }
 
 // Calls use(j, count, left, here, right) along a row of w values. here = make(j, count) holds a vector `t`, lanes j to
@@ -21,39 +32,29 @@ template <class A, int V, class Make, class Use>
 STYLEKERN_INLINE void for_neighbours(int64_t w, Padding padding, Make&& make, Use&& use) {
   constexpr int lanes = kLanes<A>;
   const std::integral_constant<int, lanes> whole;
-  const auto left_border = [&](Vec<A> first) {
-    return padding == Padding::kZeros ? A(0) : padding == Padding::kReflect ? first[1] : first[0];
-  };
   if constexpr (V > 0) {
-    const auto right_border = [&](Vec<A> last) {
-      return padding == Padding::kZeros ? A(0) : padding == Padding::kReflect ? last[lanes - 2] : last[lanes - 1];
-    };
     decltype(make(0, whole)) row[V];
 #pragma GCC unroll 4
     for (int k = 0; k < V; ++k) row[k] = make(k * lanes, whole);
 #pragma GCC unroll 4
     for (int k = 0; k < V; ++k) {
-      const Vec<A> before = k > 0 ? row[k - 1].t : broadcast(left_border(row[0].t));
-      const Vec<A> after = k + 1 < V ? row[k + 1].t : broadcast(right_border(row[V - 1].t));
+      const Vec<A> before = k > 0 ? row[k - 1].t : broadcast(beyond_left(padding, row[0].t));
+      const Vec<A> after = k + 1 < V ? row[k + 1].t : broadcast(beyond_right(padding, row[V - 1].t));
       use(k * lanes, whole, shift_up(before, row[k].t), row[k], shift_down(row[k].t, after));
     }
     return;
   }
   const int64_t rest = w % lanes;
   auto here = w < lanes ? make(0, rest) : make(0, whole);
-  Vec<A> before = broadcast(left_border(here.t));
+  Vec<A> before = broadcast(beyond_left(padding, here.t));
   int64_t j = 0;
   for (; j + 2 * lanes <= w; j += lanes) {
     const auto next = make(j + lanes, whole);
     use(j, whole, shift_up(before, here.t), here, shift_down(here.t, next.t));
     before = here.t, here = next;
   }
-  if (rest == 0) {
-    const A border = padding == Padding::kZeros     ? A(0)
-                     : padding == Padding::kReflect ? here.t[lanes - 2]
-                                                    : here.t[lanes - 1];
-    return use(j, whole, shift_up(before, here.t), here, shift_down(here.t, broadcast(border)));
-  }
+  if (rest == 0)
+    return use(j, whole, shift_up(before, here.t), here, shift_down(here.t, broadcast(beyond_right(padding, here.t))));
   if (w > lanes) {
     const auto next = make(j + lanes, rest);
     use(j, whole, shift_up(before, here.t), here, shift_down(here.t, next.t));
@@ -70,46 +71,55 @@ STYLEKERN_INLINE void for_neighbours(int64_t w, Padding padding, Make&& make, Us
 template <class T>
 struct InputRows {
   using A = Acc<T>;
-  const T* row[3];  // null: zeros
-  bool normalize;
-  A mean, rstd;
+  const T* row[3];
+  A mean[3], rstd[3];  // 0 and 1 for zeros, and where x is not normalised
 
   template <class N>
   STYLEKERN_ALWAYS_INLINE Vec<A> get(int a, int64_t j, N count) const {
-    if (!row[a]) return Vec<A>{};
-    const Vec<A> x = load(row[a] + j, count);
-    return normalize ? (x - mean) * rstd : x;
+    return (load(row[a] + j, count) - mean[a]) * rstd[a];
   }
 };
 
-// A channel's plane of x; without normalisation, mean is null.
+// A channel's plane of x; without normalisation, mean is null. `zeros` is a row of them.
 template <class T>
 class InputPlane {
  public:
   using A = Acc<T>;
 
-  InputPlane(const StyleKernelConv& p, const T* x, const A* mean, const A* rstd)
+  InputPlane(const StyleKernelConv& p, const T* x, const A* mean, const A* rstd, const T* zeros)
       : x_(x),
+        zeros_(zeros),
         row_(p.input.row),
         h_(p.h),
-        above_(border_row(border_index(-1, p.h, p.padding))),
-        below_(border_row(border_index(p.h, p.h, p.padding))),
-        normalize_(mean),
+        above_(border_index(-1, p.h, p.padding)),
+        below_(border_index(p.h, p.h, p.padding)),
         mean_(mean ? *mean : A(0)),
         rstd_(mean ? *rstd : A(1)) {}
 
   STYLEKERN_ALWAYS_INLINE InputRows<T> rows(int64_t i) const {
     const T* const x = x_ + i * row_;
-    return {{i > 0 ? x - row_ : above_, x, i + 1 < h_ ? x + row_ : below_}, normalize_, mean_, rstd_};
+    InputRows<T> rows{{x - row_, x, x + row_}, {mean_, mean_, mean_}, {rstd_, rstd_, rstd_}};
+    if (i == 0) set_border(rows, 0, above_);
+    if (i + 1 == h_) set_border(rows, 2, below_);
+    return rows;
+  }
+
+  // Row i, or the row that the border rule has for it, in V vectors.
+  template <int V>
+  STYLEKERN_ALWAYS_INLINE void load_row(int64_t i, Vec<A> (&to)[V]) const {
+    const int64_t q = i < 0 ? above_ : i < h_ ? i : below_;
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) to[k] = q < 0 ? Vec<A>{} : (load(x_ + q * row_ + k * kLanes<A>) - mean_) * rstd_;
   }
 
  private:
-  const T* border_row(int64_t i) const { return i < 0 ? nullptr : x_ + i * row_; }
+  STYLEKERN_ALWAYS_INLINE void set_border(InputRows<T>& rows, int a, int64_t i) const {
+    rows.row[a] = i < 0 ? zeros_ : x_ + i * row_;
+    if (i < 0) rows.mean[a] = 0, rows.rstd[a] = 1;
+  }
 
-  const T* x_;
-  int64_t row_, h_;
-  const T *above_, *below_;
-  bool normalize_;
+  const T *x_, *zeros_;
+  int64_t row_, h_, above_, below_;
   A mean_, rstd_;
 };
 
@@ -130,40 +140,63 @@ STYLEKERN_INLINE Column<Acc<T>> vertical_3x3(const InputRows<T>& x, const T* v, 
 // A channel's plane of filters, bias and output.
 template <class T>
 struct OutputPlane {
-  const T *v, *u, *bias;  // bias: null where there is none
+  const T *v, *u, *bias;  // without bias, a row of zeros that every row reads
   T* y;
   int64_t w, v_row, v_tap, u_row, u_tap, bias_row;
   Padding padding;
   bool streamed;
 };
 
-// y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j]
-//
-// Where `ahead` is given, a row of the plane whose statistics are next: this row waits for memory more than it
-// computes, so the sums of another come with it at next to no cost.
-template <int V, class T>
-STYLEKERN_INLINE void forward_row_3x3(const OutputPlane<T>& to, const InputRows<T> x, int64_t i, const T* ahead,
-                                      RunningMoments<Acc<T>>& moments) {
+// The sums of another plane, whose statistics are next: rows wait for memory more than they compute, so they bring
+// those sums along at next to no cost.
+template <class T>
+struct Ahead {
   using A = Acc<T>;
-  const T *const v = to.v + i * to.v_row, *const u = to.u + i * to.u_row;
-  const T* const bias = to.bias ? to.bias + i * to.bias_row : nullptr;
-  T* const y = to.y + i * to.w;
-  for_neighbours<A, V>(
-      to.w, to.padding,
-      [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        if (ahead) moments.add(load(ahead + j, count));
-        return vertical_3x3(x, v, to.v_tap, j, count);
-      },
-      [&](int64_t j, auto count, Vec<A> left, const Column<A>& here, Vec<A> right) STYLEKERN_ALWAYS_INLINE {
-        Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
-        sum = fma(load(u + j, count), left, sum);
-        sum = fma(load(u + to.u_tap + j, count), here.t, sum);
-        sum = fma(load(u + 2 * to.u_tap + j, count), right, sum);
-        if (to.streamed)
-          stream(y + j, sum, count);
-        else
-          store(y + j, sum, count);
-      });
+  PlaneMoments<T>& moments;
+  RunningMoments<A> running = moments.running();
+  const T* row = nullptr;
+
+  STYLEKERN_INLINE void begin_row(int64_t i) { row = moments.row(i); }
+  template <class N>
+  STYLEKERN_INLINE void add(int64_t j, N count) {
+    running.add(load(row + j, count));
+  }
+  STYLEKERN_INLINE void end_row() { moments.end_row(running); }
+  STYLEKERN_INLINE void end() { moments.collect(running); }
+};
+struct NothingAhead {
+  STYLEKERN_INLINE void begin_row(int64_t) {}
+  template <class N>
+  STYLEKERN_INLINE void add(int64_t, N) {}
+  STYLEKERN_INLINE void end_row() {}
+  STYLEKERN_INLINE void end() {}
+};
+
+// y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j], rows [i0, i1)
+template <class T, class Sums>
+STYLEKERN_INLINE void forward_long_rows_3x3(const OutputPlane<T>& to, const InputPlane<T>& from, int64_t i0, int64_t i1,
+                                            Sums& ahead) {
+  using A = Acc<T>;
+  for (int64_t i = i0; i < i1; ++i) {
+    const InputRows<T> x = from.rows(i);
+    const T *const v = to.v + i * to.v_row, *const u = to.u + i * to.u_row, *const bias = to.bias + i * to.bias_row;
+    T* const y = to.y + i * to.w;
+    ahead.begin_row(i);
+    for_neighbours<A, 0>(
+        to.w, to.padding,
+        [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+          ahead.add(j, count);
+          return vertical_3x3(x, v, to.v_tap, j, count);
+        },
+        [&](int64_t j, auto count, Vec<A> left, const Column<A>& here, Vec<A> right) STYLEKERN_ALWAYS_INLINE {
+          Vec<A> sum = fma(load(u + j, count), left, load(bias + j, count));
+          sum = fma(load(u + to.u_tap + j, count), here.t, sum);
+          sum = fma(load(u + 2 * to.u_tap + j, count), right, sum);
+          store_or_stream(y + j, sum, count, to.streamed);
+        });
+    ahead.end_row();
+  }
+  ahead.end();
 }
 
 // Where a row's gradients go. D is T, or the accumulation type where sums over channels wait for their rounding.

@@ -18,6 +18,7 @@ class StyleKernelConvBackward {
         border_(p_.w, p_.rh(), p_.padding),
         grad_t_(p_.w, p_.rh()),
         spread_(p_.w, p_.rh()),
+        zeros_(size_t(p_.w)),
         offset_(p_.padding == Padding::kNone ? p_.rv() : 0) {}
 
   // Rows [row0, row1) of grad_vertical and grad_horizontal, and of the gradient of the (normalised) x, whose dense
@@ -31,6 +32,9 @@ class StyleKernelConvBackward {
     const int halo = grad_x ? p_.rv() : 0;
     const int64_t first = std::max<int64_t>(row0 - halo, 0), last = std::min(row1 + halo, p_.h);
     const int64_t rows = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), std::max(1, 2 * p_.rv()));
+    sums_ = {};
+    if (K == 3 && p_.composition == Composition::kSequential && p_.groups == p_.c)
+      if (with_vectors<A>(p_.w, [&](auto vectors) { return short_rows_3x3<vectors>(); })) return;
     const bool sums = !std::is_same_v<T, A> && p_.channels_per_group() > 1;
     if (sums) filter_sums_.resize(size_t((p_.kv + p_.kh) * rows * p_.w));
     for (int64_t i0 = first; i0 < last; i0 += rows) {
@@ -49,6 +53,9 @@ class StyleKernelConvBackward {
     }
     if (args_.streamed) finish_streams();
   }
+
+  // What run() has added up of its rows of grad_x on the way, if it has.
+  const std::optional<GradientSums>& sums() const { return sums_; }
 
  private:
   int kv() const { return K ? K : p_.kv; }
@@ -111,11 +118,49 @@ class StyleKernelConvBackward {
     }
   }
 
+  // Whether rows are short enough; then all is done.
+  template <int V>
+  bool short_rows_3x3() {
+    if constexpr (V > 0) {
+      const int64_t nc = n_ * p_.c + g_, filters = nc * p_.h * p_.w * 3;
+      const GradientPlane<T> to{v_,
+                                u_,
+                                args_.grad + n_ * p_.grad.n + g_ * p_.grad.p,
+                                args_.grad_vertical ? args_.grad_vertical + filters : nullptr,
+                                args_.grad_horizontal ? args_.grad_horizontal + filters : nullptr,
+                                grad_x_,
+                                p_.h,
+                                p_.w,
+                                p_.vertical.row,
+                                p_.vertical.tap,
+                                p_.horizontal.row,
+                                p_.horizontal.tap,
+                                p_.grad.row,
+                                p_.padding,
+                                args_.streamed};
+      RunningGradientSums<A> sums;
+      backward_short_rows_3x3<V>(to, input_plane(g_), row0_, row1_,
+                                 [&](const Vec<A>(&x)[V], const Vec<A>(&grad)[V]) STYLEKERN_ALWAYS_INLINE {
+#pragma GCC unroll 4
+                                   for (int k = 0; k < V; ++k) sums.add(grad[k], x[k]);
+                                   sums.end(p_.w);
+                                 });
+      sums_ = sums.total();
+      if (args_.streamed) finish_streams();
+    }
+    return V > 0;
+  }
+
+  InputPlane<T> input_plane(int64_t c) const {
+    const int64_t nc = n_ * p_.c + c;
+    return InputPlane<T>(p_, args_.input + n_ * p_.input.n + c * p_.input.p, args_.mean ? args_.mean + nc : nullptr,
+                         args_.mean ? args_.rstd + nc : nullptr, zeros_.data());
+  }
+
   template <int V, class D>
   void rows_3x3(int64_t i0, int64_t i1, int64_t k, D* grad_v, D* grad_u, int64_t tap_stride, int64_t origin) {
-    const int64_t c = g_ * p_.channels_per_group() + k, nc = n_ * p_.c + c;
-    const InputPlane<T> x(p_, args_.input + n_ * p_.input.n + c * p_.input.p, args_.mean ? args_.mean + nc : nullptr,
-                          args_.mean ? args_.rstd + nc : nullptr);
+    const int64_t c = g_ * p_.channels_per_group() + k;
+    const InputPlane<T> x = input_plane(c);
     A* const grad_x = grad_x_ ? grad_x_ + k * p_.h * p_.w : nullptr;
     for (int64_t i = i0; i < i1; ++i) {
       RowGradients<T, D> to;
@@ -253,6 +298,8 @@ class StyleKernelConvBackward {
   StyleKernelConvForward<T, K> forward_;
   RowBorder border_;
   PaddedRows<A> grad_t_, spread_;
+  std::vector<T> zeros_;
+  std::optional<GradientSums> sums_;
   int64_t offset_;
   int64_t n_ = 0, g_ = 0, row0_ = 0, row1_ = 0, own0_ = 0, own1_ = 0;
   const T *v_ = nullptr, *u_ = nullptr;

@@ -3,6 +3,7 @@
 // after what it uses
 #include "instance_norm.h"
 #include "style_kernel_conv_3x3.h"
+#include "style_kernel_conv_3x3_short.h"
 // after what they use
 #include "style_kernel_conv.h"
 #include "style_kernel_conv_backward.h"
@@ -14,7 +15,7 @@ template <class T, int K>
 struct StyleKernelConvKernels {
   static auto forward(const StyleKernelConvArgs<T>& args) { return StyleKernelConvForward<T, K>(args); }
   static auto backward(const StyleKernelConvBackwardArgs<T>& args) { return StyleKernelConvBackward<T, K>(args); }
-  static constexpr auto normalize_backward = instance_norm_backward<T>;
+  static void normalize_backward(auto... args) { instance_norm_backward<T>(args...); }
   static void convert(const Acc<T>* from, int64_t size, T* to) {
     for_vectors<Acc<T>>(size, [&](int64_t j, auto n) { store(to + j, load(from + j, n), n); });
   }

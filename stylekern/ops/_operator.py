@@ -21,6 +21,18 @@ NAMESPACES = {"compiled": "stylekern", "triton": "stylekern_triton"}
 _libraries = {"triton": torch.library.Library("stylekern_triton", "FRAGMENT")}
 
 
+def _call(op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Calls an op; below autograd where that has nothing to do: its kernel is Python, and costs what the rest does."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args))
+    ):
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
 @dataclass(frozen=True)
 class Operator:
     """An operator as torch sees it.
@@ -80,7 +92,7 @@ class Operator:
                 if self.prepare is None or backend == "reference":
                     return self._run_reference(args)
                 args = self.prepare(*args)
-        result = self._ops[backend](*args)
+        result = _call(self._ops[backend], args)
         if isinstance(result, Tensor):
             return result
         return result[0] if self.outputs == 1 else tuple(result[: self.outputs])

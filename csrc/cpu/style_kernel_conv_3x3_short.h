@@ -1,0 +1,172 @@
+// style_kernel_conv on the CPU, sequential, three taps both ways, rows of a few whole vectors. Included by
+// foreach_target.h.
+//
+// Such rows fit into registers: those of x, and of its gradient, stay there on their way down the plane, so that each
+// is loaded and stored once. And a row's results are stored after all of its loads: where planes are a page long, all
+// streams meet in the same few lines of the first-level cache, and a load waits for an earlier store to an address that
+// ends alike.
+namespace stylekern::STYLEKERN_TARGET {
+
+// t[j] = sum_a vertical[a,j] * x[a,j], a row of it
+template <int V, class T>
+STYLEKERN_INLINE void vertical_short_3x3(const T* v, int64_t tap, const Vec<Acc<T>> (&above)[V],
+                                         const Vec<Acc<T>> (&here)[V], const Vec<Acc<T>> (&below)[V],
+                                         Vec<Acc<T>> (&t)[V]) {
+#pragma GCC unroll 4
+  for (int k = 0; k < V; ++k) {
+    const T* const vk = v + k * kLanes<Acc<T>>;
+    t[k] = load(vk) * above[k];
+    t[k] = fma(load(vk + tap), here[k], t[k]);
+    t[k] = fma(load(vk + 2 * tap), below[k], t[k]);
+  }
+}
+
+// y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j], rows [i0, i1)
+template <int V, class T, class Sums>
+STYLEKERN_INLINE void forward_short_rows_3x3(const OutputPlane<T>& to, const InputPlane<T>& from, int64_t i0,
+                                             int64_t i1, Sums& ahead) {
+  using A = Acc<T>;
+  constexpr int lanes = kLanes<A>;
+  const std::integral_constant<int, lanes> whole;
+  const T *v = to.v + i0 * to.v_row, *u = to.u + i0 * to.u_row, *bias = to.bias + i0 * to.bias_row;
+  T* y = to.y + i0 * to.w;
+  Vec<A> above[V], here[V], below[V];
+  from.load_row(i0 - 1, above), from.load_row(i0, here);
+  for (int64_t i = i0; i < i1; ++i) {
+    from.load_row(i + 1, below);
+    ahead.begin_row(i);
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) ahead.add(k * lanes, whole);
+    Vec<A> t[V], sum[V];
+    vertical_short_3x3(v, to.v_tap, above, here, below, t);
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) {
+      const T* const uk = u + k * lanes;
+      const Vec<A> before = k > 0 ? t[k - 1] : broadcast(beyond_left(to.padding, t[0]));
+      const Vec<A> after = k + 1 < V ? t[k + 1] : broadcast(beyond_right(to.padding, t[V - 1]));
+      sum[k] = fma(load(uk), shift_up(before, t[k]), load(bias + k * lanes));
+      sum[k] = fma(load(uk + to.u_tap), t[k], sum[k]);
+      sum[k] = fma(load(uk + 2 * to.u_tap), shift_down(t[k], after), sum[k]);
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) {
+      store_or_stream(y + k * lanes, sum[k], whole, to.streamed);
+      above[k] = here[k], here[k] = below[k];
+    }
+    ahead.end_row();
+    v += to.v_row, u += to.u_row, bias += to.bias_row, y += to.w;
+  }
+  ahead.end();
+}
+
+// A channel's plane of filters, gradients of the output, and where the others go.
+template <class T>
+struct GradientPlane {
+  const T *v, *u, *g;
+  T *grad_v, *grad_u;  // null: not asked for
+  Acc<T>* grad_x;      // dense; null: not asked for
+  int64_t h, w, v_row, v_tap, u_row, u_tap, g_row;
+  Padding padding;
+  bool streamed;  // grad_v and grad_u bypass the caches
+};
+
+// grad_horizontal[b,j] = g[j] * t[j+b-1]
+// grad_t[q]            = sum over j, b with pad(j+b-1) = q of horizontal[b,j] * g[j]
+// grad_vertical[a,j]   = grad_t[j] * x[a,j]
+// grad_x[a,j]         += vertical[a,j] * grad_t[j]
+//
+// Rows [row0, row1) of all gradients; the rows beside contribute to those of grad_x. done(x, grad_x) gets the V vectors
+// of each of these in turn.
+template <int V, class T, class Done>
+STYLEKERN_INLINE void backward_short_rows_3x3(const GradientPlane<T>& to, const InputPlane<T>& from, int64_t row0,
+                                              int64_t row1, Done&& done) {
+  using A = Acc<T>;
+  constexpr int lanes = kLanes<A>;
+  const std::integral_constant<int, lanes> whole;
+  const int64_t plane = to.h * to.w, halo = to.grad_x ? 1 : 0;
+  const int64_t first = std::max<int64_t>(row0 - halo, 0), last = std::min(row1 + halo, to.h);
+  const bool reflect = to.padding == Padding::kReflect, replicate = to.padding == Padding::kReplicate;
+  Vec<A> above[V], here[V], below[V];                     // rows i - 1, i, i + 1 of x
+  Vec<A> grad_above[V]{}, grad_here[V]{}, grad_below[V];  // what the rows so far give to the gradients of those
+  from.load_row(first - 1, above), from.load_row(first, here);
+  const auto finish = [&](int64_t i, const Vec<A>(&x)[V], const Vec<A>(&grad)[V]) STYLEKERN_ALWAYS_INLINE {
+    if (!to.grad_x || i < row0 || i >= row1) return;
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) store(to.grad_x + i * to.w + k * lanes, grad[k]);
+    done(x, grad);
+  };
+  for (int64_t i = first; i < last; ++i) {
+    from.load_row(i + 1, below);
+    const T *const v = to.v + i * to.v_row, *const u = to.u + i * to.u_row;
+    const bool own = i >= row0 && i < row1;
+    Vec<A> g[V];
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) g[k] = load(to.g + i * to.g_row + k * lanes);
+    if (to.grad_u && own) {
+      Vec<A> t[V];
+      vertical_short_3x3(v, to.v_tap, above, here, below, t);
+      T* const grad_u = to.grad_u + i * to.w;
+#pragma GCC unroll 4
+      for (int k = 0; k < V; ++k) {
+        const Vec<A> before = k > 0 ? t[k - 1] : broadcast(beyond_left(to.padding, t[0]));
+        const Vec<A> after = k + 1 < V ? t[k + 1] : broadcast(beyond_right(to.padding, t[V - 1]));
+        store_or_stream(grad_u + k * lanes, g[k] * shift_up(before, t[k]), whole, to.streamed);
+        store_or_stream(grad_u + plane + k * lanes, g[k] * t[k], whole, to.streamed);
+        store_or_stream(grad_u + 2 * plane + k * lanes, g[k] * shift_down(t[k], after), whole, to.streamed);
+      }
+    }
+    if (to.grad_v || to.grad_x) {
+      Vec<A> to_left[V], to_right[V], grad_t[V];  // products that go a column to the left, to the right
+#pragma GCC unroll 4
+      for (int k = 0; k < V; ++k) {
+        const T* const uk = u + k * lanes;
+        to_left[k] = load(uk) * g[k], to_right[k] = load(uk + 2 * to.u_tap) * g[k];
+        grad_t[k] = load(uk + to.u_tap) * g[k];
+      }
+      // What the border rule read beyond the ends.
+      Vec<A> left{}, right{};
+      if (reflect) left[1] = to_left[0][0], right[lanes - 2] = to_right[V - 1][lanes - 1];
+      if (replicate) left[0] = to_left[0][0], right[lanes - 1] = to_right[V - 1][lanes - 1];
+      grad_t[0] += left, grad_t[V - 1] += right;
+#pragma GCC unroll 4
+      for (int k = 0; k < V; ++k) {
+        grad_t[k] += shift_down(to_left[k], k + 1 < V ? to_left[k + 1] : Vec<A>{});
+        grad_t[k] += shift_up(k > 0 ? to_right[k - 1] : Vec<A>{}, to_right[k]);
+      }
+      if (to.grad_v && own) {
+        T* const grad_v = to.grad_v + i * to.w;
+#pragma GCC unroll 4
+        for (int k = 0; k < V; ++k) {
+          store_or_stream(grad_v + k * lanes, grad_t[k] * above[k], whole, to.streamed);
+          store_or_stream(grad_v + plane + k * lanes, grad_t[k] * here[k], whole, to.streamed);
+          store_or_stream(grad_v + 2 * plane + k * lanes, grad_t[k] * below[k], whole, to.streamed);
+        }
+      }
+#pragma GCC unroll 4
+      for (int k = 0; k < V; ++k) {
+        const T* const vk = v + k * lanes;
+        const Vec<A> up = load(vk) * grad_t[k], down = load(vk + 2 * to.v_tap) * grad_t[k];
+        grad_here[k] = fma(load(vk + to.v_tap), grad_t[k], grad_here[k]);
+        grad_below[k] = down;
+        if (i > 0)
+          grad_above[k] += up;
+        else if (reflect)
+          grad_below[k] += up;
+        else if (replicate)
+          grad_here[k] += up;
+        if (i + 1 < to.h) continue;
+        if (reflect) grad_above[k] += down;
+        if (replicate) grad_here[k] += down;
+      }
+    }
+    finish(i - 1, above, grad_above);
+#pragma GCC unroll 4
+    for (int k = 0; k < V; ++k) {
+      above[k] = here[k], here[k] = below[k];
+      grad_above[k] = grad_here[k], grad_here[k] = grad_below[k];
+    }
+  }
+  finish(last - 1, above, grad_above);
+}
+
+}  // namespace stylekern::STYLEKERN_TARGET
