@@ -298,6 +298,17 @@ STYLEKERN_INLINE void for_vectors(int64_t w, F&& f) {
   if (j < w) f(j, w - j);
 }
 
+// The same, with the first of several vectors cut short where that makes the whole ones of `to` aligned: a plane of an
+// odd number of values puts the next one's stores, and its loads from tensors of the same shape, across cache lines.
+template <class A, class T, class F>
+STYLEKERN_INLINE void for_aligned_vectors(const T* to, int64_t w, F&& f) {
+  constexpr uintptr_t size = kLanes<A> * sizeof(T);
+  const uintptr_t past = reinterpret_cast<uintptr_t>(to) % size;
+  const int64_t head = past && w >= 4 * kLanes<A> ? int64_t((size - past) / sizeof(T)) : 0;
+  if (head) f(int64_t{0}, head);
+  for_vectors<A>(w - head, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { f(head + j, count); });
+}
+
 // load and store of a whole vector or of its first lanes, after the count that for_vectors hands over.
 template <class T, int lanes>
 STYLEKERN_INLINE Vec<Acc<T>> load(const T* p, std::integral_constant<int, lanes>) {

@@ -190,6 +190,19 @@ class OperatorSuite:
             (alone,) = torch.autograd.grad(differentiable(self.call(Case(tensors, case.options))), [x], upstream)
             assert torch.equal(alone, expected), name
 
+    def test_calls_that_record_no_gradient_give_the_same(self, backend: str, device: str) -> None:
+        """They bypass torch's autograd."""
+        case = self.cases[self.typical]().to(device, torch.float32)
+        recorded = self.call(case)
+        with torch.no_grad():
+            unrecorded = self.call(case)
+        detached = self.call(
+            Case({k: None if x is None else x.detach() for k, x in case.tensors.items()}, case.options)
+        )
+        for y, *others in zip(recorded, unrecorded, detached, strict=True):
+            assert y.requires_grad or not y.is_floating_point()
+            assert all(torch.equal(other, y) and not other.requires_grad for other in others)
+
     def test_same_bits_twice(self, backend: str, device: str) -> None:
         case = self.cases[self.typical]().to(device, torch.float32)
         upstream = [torch.randn_like(y) for y in differentiable(self.call(case))]

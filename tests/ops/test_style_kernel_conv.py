@@ -87,6 +87,7 @@ class TestStyleKernelConv(OperatorSuite):
     typical = "sequential-reflect-normalize"
     threaded = {
         "few-planes": lambda: make(n=1, c=4, g=1, h=90, w=70, normalize=True),
+        "few-planes-short-rows": lambda: make(n=1, c=3, g=3, h=150, w=32, normalize=True),
         "some-planes": lambda: make(n=1, c=8, g=8, h=128, w=128, normalize=True),
         "many-planes": lambda: make(n=2, c=40, g=40, h=40, w=64, normalize=True),
         "many-planes-odd-width": lambda: make(n=2, c=40, g=40, h=40, w=61, normalize=True),
