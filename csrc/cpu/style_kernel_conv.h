@@ -128,7 +128,7 @@ class StyleKernelConvForward {
                               p_.vertical.tap,
                               p_.horizontal.row,
                               p_.horizontal.tap,
-                              p_.bias.row,
+                              bias ? p_.bias.row : 0,
                               p_.padding,
                               args_.streamed};
       if constexpr (V > 0)
