@@ -27,23 +27,10 @@ STYLEKERN_INLINE auto beyond_right(Padding padding, V last) {
 
 // Calls use(j, count, left, here, right) along a row of w values. here = make(j, count) holds a vector `t`, lanes j to
 // j + count - 1 of the row; left and right are the same one lane down and up, with the border rule beyond the ends.
-// V: the whole vectors that the row has, which are then unrolled: short rows cost a third less; or 0.
-template <class A, int V, class Make, class Use>
+template <class A, class Make, class Use>
 STYLEKERN_INLINE void for_neighbours(int64_t w, Padding padding, Make&& make, Use&& use) {
   constexpr int lanes = kLanes<A>;
   const std::integral_constant<int, lanes> whole;
-  if constexpr (V > 0) {
-    decltype(make(0, whole)) row[V];
-#pragma GCC unroll 4
-    for (int k = 0; k < V; ++k) row[k] = make(k * lanes, whole);
-#pragma GCC unroll 4
-    for (int k = 0; k < V; ++k) {
-      const Vec<A> before = k > 0 ? row[k - 1].t : broadcast(beyond_left(padding, row[0].t));
-      const Vec<A> after = k + 1 < V ? row[k + 1].t : broadcast(beyond_right(padding, row[V - 1].t));
-      use(k * lanes, whole, shift_up(before, row[k].t), row[k], shift_down(row[k].t, after));
-    }
-    return;
-  }
   const int64_t rest = w % lanes;
   auto here = w < lanes ? make(0, rest) : make(0, whole);
   Vec<A> before = broadcast(beyond_left(padding, here.t));
@@ -182,7 +169,7 @@ STYLEKERN_INLINE void forward_long_rows_3x3(const OutputPlane<T>& to, const Inpu
     const T *const v = to.v + i * to.v_row, *const u = to.u + i * to.u_row, *const bias = to.bias + i * to.bias_row;
     T* const y = to.y + i * to.w;
     ahead.begin_row(i);
-    for_neighbours<A, 0>(
+    for_neighbours<A>(
         to.w, to.padding,
         [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
           ahead.add(j, count);
@@ -214,7 +201,7 @@ struct RowGradients {
 // grad_horizontal[b,j] = sum over channels of g[j] * t[j+b-1]
 // grad_vertical[a,j]   = sum over channels of grad_t[j] * x[a,j]
 // grad_x[a,j]         += vertical[a,j] * grad_t[j]
-template <int V, class T, class D>
+template <class T, class D>
 STYLEKERN_INLINE void backward_row_3x3(const StyleKernelConv& p, const InputRows<T> x, const T* v, const T* u,
                                        const T* g, const RowGradients<T, D> to) {
   using A = Acc<T>;
@@ -248,7 +235,7 @@ STYLEKERN_INLINE void backward_row_3x3(const StyleKernelConv& p, const InputRows
     else
       store(sum, to.first ? value : value + load(sum, count), count);
   };
-  for_neighbours<A, V>(
+  for_neighbours<A>(
       w, p.padding,
       [&](int64_t j, auto count)
           STYLEKERN_ALWAYS_INLINE { return to.u ? vertical_3x3(x, v, v_tap, j, count) : Column<A>{}; },

@@ -71,7 +71,7 @@ class StyleKernelConvBackward {
     const int64_t cpg = p_.channels_per_group(), in_plane = p_.in_h * p_.in_w;
     for (int64_t k = 0; k < cpg; ++k) {
       if (K == 3 && sequential) {
-        with_vectors<A>(p_.w, [&](auto vectors) { rows_3x3<vectors>(i0, i1, k, grad_v, grad_u, tap_stride, origin); });
+        rows_3x3(i0, i1, k, grad_v, grad_u, tap_stride, origin);
         continue;
       }
       const int64_t c = g_ * cpg + k, nc = n_ * p_.c + c;
@@ -157,7 +157,7 @@ class StyleKernelConvBackward {
                          args_.mean ? args_.rstd + nc : nullptr, zeros_.data());
   }
 
-  template <int V, class D>
+  template <class D>
   void rows_3x3(int64_t i0, int64_t i1, int64_t k, D* grad_v, D* grad_u, int64_t tap_stride, int64_t origin) {
     const int64_t c = g_ * p_.channels_per_group() + k;
     const InputPlane<T> x = input_plane(c);
@@ -174,8 +174,8 @@ class StyleKernelConvBackward {
         // Row i's own tap is the first to reach row i where no row above was walked; else the lower tap of i - 1 was.
         to.fresh[a] = (a == 2 && i + 1 < p_.h) || (a == 1 && i == std::max<int64_t>(row0_ - 1, 0));
       }
-      backward_row_3x3<V>(p_, x.rows(i), v_row(i), u_row(i),
-                          args_.grad + n_ * p_.grad.n + c * p_.grad.p + i * p_.grad.row, to);
+      backward_row_3x3(p_, x.rows(i), v_row(i), u_row(i), args_.grad + n_ * p_.grad.n + c * p_.grad.p + i * p_.grad.row,
+                       to);
     }
   }
 
