@@ -213,7 +213,8 @@ struct NormalizeBackward {
   }
 };
 
-// g is dense; it may be grad_x itself. `sums`: where they are known, in the same order.
+// g is dense; it may be grad_x itself. `sums`: where they are known already, added
+// up in the order of gradient_sums().
 template <class T>
 void instance_norm_backward(const Acc<T>* g, const T* x, int64_t h, int64_t w, int64_t row, Acc<T> mean, Acc<T> rstd,
                             int64_t correction, T* grad_x, std::optional<GradientSums> sums = {}) {

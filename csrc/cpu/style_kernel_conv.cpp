@@ -59,6 +59,7 @@ void backward(const StyleKernelConvBackwardArgs<T>& args, const Tensor& input) {
   std::optional<Tensor> buffer;
   if (args.grad_input && !in_place && bands > 1)
     buffer = empty_of(input, {p.n * p.c * in_plane}, accumulate_type(input));
+  // sums: those of the plane's gradient, of the kernels' own type, or nothing.
   const auto finish = [&](const auto& kernels, int64_t n, int64_t c, const A* grad_x, auto... sums) {
     const int64_t nc = n * p.c + c;
     T* const out = args.grad_input + nc * in_plane;
