@@ -68,7 +68,7 @@ struct WaveletKernels {
       const T* const bottom = whole ? top + p.picture.row : p.odd == OddRule::kRepeat ? top : zeros.data();
       T* const out[4] = {bands[0] + r * p.band_w, bands[1] + r * p.band_w, bands[2] + r * p.band_w,
                          bands[3] + r * p.band_w};
-      for_vectors<A>(p.w / 2, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      for_aligned_vectors<A>(out[0], p.w / 2, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const auto [a, b] = pairs(top, j, count);
         const auto [c, d] = pairs(bottom, j, count);
         const BandValues<Vec<A>> y = pooled<Vec<A>>({a, b, c, d});
