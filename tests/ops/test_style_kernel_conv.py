@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import stylekern
 from stylekern import reference
 from stylekern.ops import style_kernel_conv
 
@@ -67,7 +68,8 @@ def cases() -> dict[str, Any]:
         "wider-than-a-vector": lambda: make(n=1, c=2, g=2, h=5, w=131, normalize=True, correction=1),
         "many-tiles": lambda: make(n=1, c=2, g=1, h=70, w=33, normalize=True),
         "51-taps": lambda: make(n=1, c=2, g=1, kv=51, kh=51, h=26, w=27),
-        "51-taps-outer": lambda: make(n=1, c=2, g=1, kv=51, kh=51, h=4, w=5, composition="outer", padding_mode="none"),
+        "51x3-taps-outer": lambda: make(n=1, c=2, g=1, kv=51, h=4, w=5, composition="outer", padding_mode="none"),
+        "3x51-taps-outer": lambda: make(n=1, c=2, g=1, kh=51, h=4, w=5, composition="outer", padding_mode="none"),
         "empty-batch": lambda: make(n=0),
         "empty-height": lambda: make(h=0),
         "empty-width": lambda: make(w=0, normalize=True),
@@ -161,6 +163,12 @@ class TestStyleKernelConv(OperatorSuite):
         plain = reference.style_kernel_conv(x, **filters, normalize=True)
         ours = style_kernel_conv(x, **filters, normalize=True)
         assert relative_error(ours, truth) <= 2 * relative_error(plain, truth)
+
+    def test_51_taps_both_ways_outer(self, compiled_op: Any) -> None:
+        """2,601 taps: an interpreter of Triton would take minutes."""
+        case = make(n=1, c=2, g=1, kv=51, kh=51, h=4, w=5, composition="outer", padding_mode="none")
+        with stylekern.use_backend("compiled"):
+            self.check(case, "cpu", torch.float32)
 
     @pytest.mark.parametrize("w", [*range(2, 19), 31, 32, 33, 63, 64, 65])
     @pytest.mark.parametrize("padding", ["reflect", "replicate", "zeros"])
