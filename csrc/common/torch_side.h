@@ -74,8 +74,9 @@ inline Tensor empty_of(const Tensor& like, std::initializer_list<int64_t> sizes,
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides.data(), code,
-                                                  device_type, device_index, &handle));
+  const auto error = aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides.data(), code, device_type,
+                                              device_index, &handle);
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "stylekern: a result of ", step, " values could not be allocated");
   Tensor result(handle);
   if (device_type == aoti_torch_device_type_cpu())
     prefer_huge_pages(result.mutable_data_ptr(), result.numel() * int64_t(result.element_size()));

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function
 
 from stylekern import _backends, _library
 from stylekern.ops._checks import autocast_enabled
@@ -26,6 +27,7 @@ def _call(op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     if (
         torch.compiler.is_compiling()
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or has_torch_function(args)  # whatever handles the call may record gradients of its own
         or (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args))
     ):
         return op(*args)

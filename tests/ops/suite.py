@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.library import opcheck
+from torch.overrides import TorchFunctionMode
 
 import stylekern
 from stylekern import _backends
@@ -202,6 +203,31 @@ class OperatorSuite:
         for y, *others in zip(recorded, unrecorded, detached, strict=True):
             assert y.requires_grad or not y.is_floating_point()
             assert all(torch.equal(other, y) and not other.requires_grad for other in others)
+
+    def test_whatever_handles_a_call_may_record_gradients(self, backend: str, device: str) -> None:
+        """A TorchFunctionMode that multiplies what the op gets by a parameter."""
+        if backend == "reference":
+            pytest.skip("the reference calls no op")
+        factor = torch.ones((), device=device, requires_grad=True)
+
+        class Multiplied(TorchFunctionMode):
+            def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                if "stylekern" in str(function):
+                    args = tuple(x * factor if isinstance(x, Tensor) else x for x in args)
+                return function(*args, **(kwargs or {}))
+
+        case = self.cases[self.typical]().to(device, torch.float32)
+        case = Case({k: None if x is None else x.detach() for k, x in case.tensors.items()}, case.options)
+        with Multiplied():
+            handled = self.call(case)
+        assert all(y.requires_grad for y in differentiable(handled))
+
+    def test_nested_tensors_are_refused(self) -> None:
+        case = self.cases[self.typical]().to("cpu", torch.float32)
+        name, x = next((k, x) for k, x in case.tensors.items() if x is not None)
+        nested = torch.nested.nested_tensor(list(x.detach()))
+        with pytest.raises(TypeError, match=f"{name} must be a dense tensor, got a nested one; call"):
+            self.call(Case(case.tensors | {name: nested}, case.options))
 
     def test_same_bits_twice(self, backend: str, device: str) -> None:
         case = self.cases[self.typical]().to(device, torch.float32)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import stylekern
 from stylekern import reference
 from stylekern.ops import wavelet_pool, wavelet_unpool
 
@@ -65,6 +66,10 @@ class TestWaveletPool(OperatorSuite):
         bands = wavelet_pool(torch.tensor([[[[1.0, 2.0], [3.0, 5.0]]]]))
         assert [band.item() for band in bands] == [5.5, 1.5, 2.5, 0.5]
         assert bands.ll is bands[0] and bands.hh is bands[3]
+
+    def test_results_larger_than_any_memory(self, compiled_op: Any) -> None:
+        with stylekern.use_backend("compiled"), pytest.raises(RuntimeError, match="could not be allocated"):
+            wavelet_pool(torch.zeros(2**24).expand(1, 1, 2**24, 2**24))
 
     def test_energy_is_kept(self, backend: str) -> None:
         x = torch.randn(2, 3, 8, 10)
