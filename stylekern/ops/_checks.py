@@ -43,8 +43,8 @@ def check_tensors(operator: str, tensors: Iterable[tuple[str, Any, int, str]]) -
         if not isinstance(x, Tensor):
             raise TypeError(f"{operator}: {name} must be a tensor {words}, got {type(x).__name__}")
         if x.layout is not torch.strided or x.is_nested:
-            what, way = ("a nested one", ".to_padded_tensor(0)") if x.is_nested else (f"layout {x.layout}", ".to_dense()")
-            raise TypeError(f"{operator}: {name} must be a dense tensor, got {what}; call {way}")
+            got = "a nested one; call .to_padded_tensor(0)" if x.is_nested else f"layout {x.layout}; call .to_dense()"
+            raise TypeError(f"{operator}: {name} must be a dense tensor, got {got}")
         if x.dim() != dims:
             raise ValueError(f"{operator}: {name} must be {words}, got shape {shape(x)}")
         dtype = x.dtype

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tests.ops.suite import relative_error
+from tests.ops.cases import relative_error
 
 TAPS = ("relu1_1", "relu2_1", "relu3_1")
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stylekern.losses import AdversarialLoss, MultiScaleDiscriminator
 from tests.losses.common import assert_equal
-from tests.ops.suite import relative_error
+from tests.ops.cases import relative_error
 
 
 def by_hand(discriminator: nn.Module, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from stylekern.losses import (
     Smoothed,
 )
 from tests.losses.common import assert_equal
-from tests.ops.suite import relative_error
+from tests.ops.cases import relative_error
 
 LOSSES: dict[str, FeatureLoss] = {
     "gram": GramLoss(),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stylekern.losses import GramLoss, gram_matrix
 from tests.losses.common import assert_equal
-from tests.ops.suite import relative_error
+from tests.ops.cases import relative_error
 
 
 def gram_of(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stylekern.losses import SelfSimilarityLoss
 from tests.losses.common import assert_equal
-from tests.ops.suite import relative_error
+from tests.ops.cases import relative_error
 
 
 def matrix(x: Tensor) -> list[list[float]]:

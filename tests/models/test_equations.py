@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stylekern.models import SAFIN, AdaConv, AdaIN, AttentiveStyleEncoder, SANet, StyleKernel, StyleTransfer
 from stylekern.nn import Decoder, SAFINModule, channel_shuffle
-from tests.ops.suite import relative_error
+from tests.ops.cases import relative_error
 
 from .networks import pictures, small
 

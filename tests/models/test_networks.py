@@ -13,7 +13,7 @@ from torch import Tensor
 import stylekern
 from stylekern.encoders import RandomMultiScale, vgg16
 from stylekern.models import SAFIN, AdaConv, AdaIN, FastTransfer, SANet, StyleKernel, StyleTransfer, VGGClassifier
-from tests.ops.suite import relative_error
+from tests.ops.cases import relative_error
 
 from .networks import NETWORKS, OBJECTIVES, pictures, small, trained
 

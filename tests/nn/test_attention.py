@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylekern.nn import ContentGate, GatedAttention, StyleAlignment
-from tests.ops.suite import relative_error
+from tests.ops.cases import relative_error
 
 
 def features(h: int, w: int, n: int = 2, c: int = 6) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 from stylekern import reference
 from stylekern.ops import adaconv
 
-from .suite import Case, OperatorSuite, arguments_of, relative_error
+from .cases import Case, arguments_of, relative_error
+from .suite import OperatorSuite
 
 
 def make(

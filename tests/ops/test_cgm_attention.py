@@ -16,7 +16,8 @@ from torch import Tensor
 from stylekern import _backends, reference
 from stylekern.ops import OPERATORS, cgm_attention
 
-from .suite import Case, OperatorSuite, arguments_of, relative_error
+from .cases import Case, arguments_of, relative_error
+from .suite import OperatorSuite
 from .thresholds import STRAIGHT, attention, make, rows_at_threshold, short_rows, threshold
 
 

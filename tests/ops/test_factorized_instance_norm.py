@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from stylekern import reference
 from stylekern.ops import factorized_instance_norm
 
-from .suite import Case, OperatorSuite, arguments_of, relative_error
+from .cases import Case, arguments_of, relative_error
+from .suite import OperatorSuite
 
 
 def make(n: int = 2, c: int = 3, h: int = 7, w: int = 19, **options: Any) -> Case:

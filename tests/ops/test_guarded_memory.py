@@ -32,7 +32,8 @@ OPERATORS = f"""
 import importlib, pathlib, sys
 sys.path.insert(0, {str(HERE.parents[1])!r})
 import stylekern
-from tests.ops.suite import LAYOUTS, OperatorSuite, differentiable
+from tests.ops.cases import LAYOUTS, differentiable
+from tests.ops.suite import OperatorSuite
 
 def last(x):
     room = x.new_empty(-(-x.nbytes // 64) * 64 // x.itemsize)

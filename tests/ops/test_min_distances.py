@@ -14,7 +14,8 @@ from torch import Tensor
 from stylekern import reference
 from stylekern.ops import min_distances
 
-from .suite import TOLERANCE, Case, OperatorSuite, arguments_of, assert_close, relative_error
+from .cases import TOLERANCE, Case, arguments_of, assert_close, relative_error
+from .suite import OperatorSuite
 
 METRICS = ["cosine", "euclidean"]
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from stylekern import reference
 from stylekern.ops import min_distances, remd
 
-from .suite import Case, OperatorSuite, arguments_of
+from .cases import Case, arguments_of
+from .suite import OperatorSuite
 
 
 def make(n: int = 2, rows: int = 13, columns: int = 21, d: int = 19, scale: float = 1.0, **options: Any) -> Case:

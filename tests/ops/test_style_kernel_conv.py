@@ -16,7 +16,8 @@ import stylekern
 from stylekern import reference
 from stylekern.ops import style_kernel_conv
 
-from .suite import TOLERANCE, Case, OperatorSuite, arguments_of, relative_error
+from .cases import TOLERANCE, Case, arguments_of, relative_error
+from .suite import OperatorSuite
 
 
 def make(

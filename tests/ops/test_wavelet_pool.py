@@ -13,7 +13,8 @@ import stylekern
 from stylekern import reference
 from stylekern.ops import wavelet_pool, wavelet_unpool
 
-from .suite import TOLERANCE, Case, OperatorSuite, relative_error
+from .cases import TOLERANCE, Case, relative_error
+from .suite import OperatorSuite
 
 
 def make(n: int = 2, c: int = 3, h: int = 6, w: int = 22, **options: Any) -> Case:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from stylekern import reference
 from stylekern.ops import wavelet_pool, wavelet_unpool
 
-from .suite import TOLERANCE, Case, OperatorSuite, relative_error
+from .cases import TOLERANCE, Case, relative_error
+from .suite import OperatorSuite
 
 
 def make(n: int = 2, c: int = 3, h: int = 3, w: int = 11, size: tuple[int, int] | None = None) -> Case:

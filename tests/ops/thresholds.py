@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .suite import Case
+from .cases import Case
 
 # A * Lk / temperature is how much the surrogate magnifies the rounding of A: at most about 4 with the alpha of `make`.
 STRAIGHT = {"gate_grad": "straight_through", "temperature": 1.5}

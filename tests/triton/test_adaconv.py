@@ -15,7 +15,7 @@ from stylekern.triton_kernels import adaconv as op
 from stylekern import reference
 from stylekern.ops.adaconv import OPERATOR
 
-from ..ops.suite import LAYOUTS, assert_close
+from ..ops.cases import LAYOUTS, assert_close
 
 PADDING_MODES = ("reflect", "replicate", "zeros")
 

@@ -12,7 +12,7 @@ from stylekern.triton_kernels import adain as op
 
 from stylekern import reference
 
-from ..ops.suite import LAYOUTS, assert_close
+from ..ops.cases import LAYOUTS, assert_close
 
 LARGE = (95, 97)  # more than a program holds
 

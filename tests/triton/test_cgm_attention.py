@@ -15,7 +15,7 @@ from stylekern.triton_kernels import cgm_attention as op
 
 from stylekern import reference
 
-from ..ops.suite import LAYOUTS, assert_close, relative_error
+from ..ops.cases import LAYOUTS, assert_close, relative_error
 from ..ops.thresholds import STRAIGHT, attention, make, rows_at_threshold
 
 NAMES = ("output", "grad_query", "grad_key", "grad_value", "grad_scale", "grad_bias")

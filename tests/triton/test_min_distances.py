@@ -12,7 +12,7 @@ from stylekern.triton_kernels import min_distances as op
 
 from stylekern import reference
 
-from ..ops.suite import LAYOUTS, assert_close
+from ..ops.cases import LAYOUTS, assert_close
 
 METRICS = ["cosine", "euclidean"]
 

@@ -12,7 +12,7 @@ from stylekern.triton_kernels import wavelet_pool as op
 
 from stylekern import reference
 
-from ..ops.suite import LAYOUTS, assert_close
+from ..ops.cases import LAYOUTS, assert_close
 
 BANDS = ("ll", "lh", "hl", "hh")
 # One pixel, one row, one column; even, odd; more columns, and more rows, than a tile has

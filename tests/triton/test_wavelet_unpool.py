@@ -13,7 +13,7 @@ from stylekern.triton_kernels import wavelet_unpool as op
 
 from stylekern import reference
 
-from ..ops.suite import LAYOUTS, assert_close
+from ..ops.cases import LAYOUTS, assert_close
 
 # One pixel, one row, one column; whole, cropped; more columns, and more rows, than a tile has
 SIZES = [(1, 1), (1, 6), (5, 1), (4, 6), (5, 7), (4, 7), (3, 6), (3, 299), (67, 5)]
