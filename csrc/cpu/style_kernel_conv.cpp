@@ -151,9 +151,11 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv_backward(Tensor grad, Tenso
     args.grad_vertical = need_vertical ? mutable_data<T>(grad_vertical) : nullptr;
     args.grad_horizontal = need_horizontal ? mutable_data<T>(grad_horizontal) : nullptr;
     args.correction = correction;
-    const int64_t results = (grad_vertical.numel() + grad_horizontal.numel()) * int64_t(sizeof(T));
-    args.streamed = worth_streaming(args.grad_vertical, results, p.w * int64_t(sizeof(T)), results) &&
-                    worth_streaming(args.grad_horizontal, results, p.w * int64_t(sizeof(T)), results);
+    // The forward came before: what it reads is read again by the next, and gradients would drive it out of the caches.
+    const int64_t both_passes = 3 * (input.numel() + vertical.numel() + horizontal.numel()) + 2 * grad.numel();
+    const int64_t bytes = both_passes / 2 * int64_t(sizeof(T)), row_bytes = p.w * int64_t(sizeof(T));
+    args.streamed = worth_streaming(args.grad_vertical, bytes, row_bytes, bytes) &&
+                    worth_streaming(args.grad_horizontal, bytes, row_bytes, bytes);
     backward(args, input);
   });
   return gradients;
