@@ -15,11 +15,11 @@
 extern void* __libc_memalign(size_t, size_t);
 extern void __libc_free(void*);
 
-enum { kPage = 4096, kUntouched = 0xa5, kUnwritten = 0xff };  // bytes of 0xff are NaN in every float
-static const size_t kReserved = (size_t)1 << 38;              // addresses, each used once
+enum { kUntouched = 0xa5, kUnwritten = 0xff };    // bytes of 0xff are NaN in every float
+static const size_t kReserved = (size_t)1 << 38;  // addresses, each used once
 
 static unsigned char* reserved;
-static size_t used;
+static size_t used, page;
 static size_t* sizes;  // of the allocation that starts on a page
 static int at_end;
 
@@ -32,25 +32,29 @@ __attribute__((constructor)) static void reserve(void) {
   const char* placement = getenv("GUARDED_MEMORY");
   if (!placement) return;
   at_end = strcmp(placement, "end") == 0;
-  sizes = map(kReserved / kPage * sizeof(size_t), PROT_READ | PROT_WRITE);
+  page = (size_t)sysconf(_SC_PAGESIZE);
+  sizes = map(kReserved / page * sizeof(size_t), PROT_READ | PROT_WRITE);
   reserved = map(kReserved, PROT_NONE);
+  if (sizes && reserved) return;
+  fputs("guarded memory: no address space left\n", stderr);
+  abort();
 }
 
-static size_t pages_for(size_t size) { return (size + kPage - 1) / kPage * kPage; }
+static size_t pages_for(size_t size) { return (size + page - 1) / page * page; }
 
 int posix_memalign(void** result, size_t alignment, size_t size) {
-  if (!reserved || !sizes || !size || alignment > kPage) {
+  if (!reserved || !size || alignment > page) {
     *result = __libc_memalign(alignment, size);
     return *result ? 0 : ENOMEM;
   }
-  const size_t pages = pages_for(size), start = __atomic_fetch_add(&used, pages + kPage, __ATOMIC_RELAXED);
-  if (start + pages + 2 * kPage > kReserved) return ENOMEM;
-  unsigned char* const first = reserved + start + kPage;
+  const size_t pages = pages_for(size), start = __atomic_fetch_add(&used, pages + page, __ATOMIC_RELAXED);
+  if (start + pages + 2 * page > kReserved) return ENOMEM;
+  unsigned char* const first = reserved + start + page;
   if (mprotect(first, pages, PROT_READ | PROT_WRITE)) return ENOMEM;
   unsigned char* const p = first + (at_end ? (pages - size) / alignment * alignment : 0);
   memset(first, kUntouched, pages);
   memset(p, kUnwritten, size);
-  sizes[(p - reserved) / kPage] = size;
+  sizes[(p - reserved) / page] = size;
   *result = p;
   return 0;
 }
@@ -61,8 +65,8 @@ void free(void* given) {
     __libc_free(given);
     return;
   }
-  unsigned char* const first = reserved + (size_t)(p - reserved) / kPage * kPage;
-  const size_t size = sizes[(p - reserved) / kPage], pages = pages_for(size);
+  unsigned char* const first = reserved + (size_t)(p - reserved) / page * page;
+  const size_t size = sizes[(p - reserved) / page], pages = pages_for(size);
   for (unsigned char* q = first; q < first + pages; ++q) {
     if (q == p) q += size;
     if (q < first + pages && *q != kUntouched) {

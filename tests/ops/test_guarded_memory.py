@@ -27,9 +27,9 @@ MISTAKES = {
     "writes-before": ("end", "ctypes.memset(x.data_ptr() - 1, 0, 1); del x", "byte -1 of a tensor of 192"),
     "reads-freed": ("end", "p = x.data_ptr(); del x; ctypes.string_at(p, 1)", "Segmentation fault"),
 }
-# Every case of every operator, with inputs that end where their memory does.
+# Every case of every operator, with inputs that begin or end where their memory does.
 OPERATORS = f"""
-import importlib, pathlib, sys
+import importlib, os, pathlib, sys
 sys.path.insert(0, {str(HERE.parents[1])!r})
 import stylekern
 from tests.ops.cases import LAYOUTS, differentiable
@@ -41,6 +41,7 @@ def last(x):
     return room[room.numel() - x.numel():].view(x.shape)
 
 LAYOUTS["last"] = last
+layout = "last" if os.environ["GUARDED_MEMORY"] == "end" else "contiguous"
 for path in sorted(pathlib.Path({str(HERE)!r}).glob("test_*.py")):
     importlib.import_module(f"tests.ops.{{path.stem}}")
 with stylekern.use_backend("compiled"):
@@ -48,8 +49,8 @@ with stylekern.use_backend("compiled"):
         for name, case in (suite.cases | suite.threaded).items():
             for dtype in (torch.float32, torch.bfloat16, torch.float64):
                 print(suite.name, name, dtype, flush=True)
-                given = case().to("cpu", dtype, "last")
-                upstream = [last(torch.randn_like(y)) for y in differentiable(suite().call(given))]
+                given = case().to("cpu", dtype, layout)
+                upstream = [LAYOUTS[layout](torch.randn_like(y)) for y in differentiable(suite().call(given))]
                 suite().run(suite.function, given, upstream)
 print("all done")
 """
