@@ -61,7 +61,7 @@ class TestAdaconv(OperatorSuite):
         "one-pixel": lambda: make(n=1, h=1, w=1, padding_mode="replicate", eps=1.0),
         "eight-a-group": lambda: make(n=1, c=8, co=24, size=8, h=11, w=21),
         "odd-groups": lambda: make(n=1, c=14, co=14, size=7, h=4, w=33, padding_mode="replicate"),
-        "two-steps": lambda: make(n=1, c=32, co=48, size=16, h=3, w=4),
+        "two-steps": lambda: make(c=32, co=48, size=16, h=4, w=5),
         "one-row": lambda: make(n=1, c=2, co=2, h=1, w=40, padding_mode="zeros"),
         "empty-batch": lambda: make(n=0),
         "empty-height": lambda: make(h=0),
@@ -114,8 +114,8 @@ class TestAdaconv(OperatorSuite):
         assert relative_error(adaconv(x, spatial, pointwise, bias), torch.cat(looped)) < 4e-6
 
     def test_many_channels_a_group_cost_no_composed_kernel(self, backend: str) -> None:
-        tensors = make(1, 48, 48, 48, h=3, w=3).to("cpu", torch.float32).tensors.values()
-        composed = 48 * 48 * 9 * 4  # bytes, of one sample; what autograd keeps must stay below
+        tensors = make(2, 64, 64, 64, h=4, w=4).to("cpu", torch.float32).tensors.values()
+        composed = 64 * 64 * 9 * 4  # bytes, of one sample; what autograd keeps must stay below
         kept: list[Tensor] = []
 
         def pack(x: Tensor) -> Tensor:
