@@ -6,10 +6,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
@@ -17,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "heap.h"
 #include "planes.h"
 
 namespace stylekern {
@@ -47,20 +44,6 @@ inline void check_dtype(const char* name, const Tensor& x, ScalarType dtype) {
                   torch::headeronly::toString(dtype));
 }
 
-// Asks for huge pages under a large new allocation. First touch of a page of 4 KiB costs about as much as writing it
-// ten times; of 2 MiB, about twice. Only whole huge pages within the range are concerned, so no memory is wasted.
-inline void prefer_huge_pages(void* data, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
-  if (bytes < int64_t(2 * kHugePage)) return;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kHugePage * kHugePage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: may fail
-#else
-  (void)data, (void)bytes;
-#endif
-}
-
 // An uninitialised contiguous tensor on the device of another, of its dtype unless told otherwise.
 inline Tensor empty_of(const Tensor& like, std::initializer_list<int64_t> sizes, std::optional<ScalarType> dtype = {}) {
   std::vector<int64_t> strides(sizes.size());
@@ -78,8 +61,11 @@ inline Tensor empty_of(const Tensor& like, std::initializer_list<int64_t> sizes,
                                               device_index, &handle);
   STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "stylekern: a result of ", step, " values could not be allocated");
   Tensor result(handle);
-  if (device_type == aoti_torch_device_type_cpu())
-    prefer_huge_pages(result.mutable_data_ptr(), result.numel() * int64_t(result.element_size()));
+  if (device_type == aoti_torch_device_type_cpu()) {
+    const int64_t bytes = result.numel() * int64_t(result.element_size());
+    prefer_huge_pages(result.mutable_data_ptr(), bytes);
+    join_pieces_beside(result.mutable_data_ptr(), bytes);
+  }
   return result;
 }
 

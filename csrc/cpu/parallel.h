@@ -37,9 +37,12 @@ class Chunks {
   }
 
  private:
-  struct alignas(64) Share {  // a cache line each
+  // Apart by more than a cache line, wherever they lie. (Aligned, they would be allocated as results are: behind the
+  // result of the same call, where what is left of them keeps the next result from taking that one's place.)
+  struct Share {
     std::atomic<int64_t> next;
     int64_t end;
+    char apart[112];
   };
   std::vector<Share> shares_;
   const int64_t smallest_;
