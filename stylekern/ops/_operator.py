@@ -22,15 +22,21 @@ NAMESPACES = {"compiled": "stylekern", "triton": "stylekern_triton"}
 _libraries = {"triton": torch.library.Library("stylekern_triton", "FRAGMENT")}
 
 
-def _call(op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """Calls an op; below autograd where that has nothing to do: its kernel is Python, and costs what the rest does."""
+def _call(op: Callable[..., Any], recorded: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Calls an op, or `recorded` for tensors that record gradients, below torch's own autograd kernel for the op.
+
+    That one is generic, written in Python, and enters the dispatcher once more: forward and backward of a small picture
+    would take half as long again. Whatever transforms or records the call itself gets the registered op.
+    """
     if (
         torch.compiler.is_compiling()
+        or torch._C._is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or has_torch_function(args)  # whatever handles the call may record gradients of its own
-        or (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args))
     ):
         return op(*args)
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+        return recorded(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
 
@@ -67,6 +73,7 @@ class Operator:
     preference: tuple[str, ...] = _backends.BACKENDS
     cuda: bool = True
     _ops: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    _recorded: dict[str, Callable[..., Any]] = field(default_factory=dict)
     _choices: dict[tuple[str, str], str] = field(default_factory=dict)
     _names: list[str] = field(default_factory=list)
 
@@ -94,7 +101,7 @@ class Operator:
                 if self.prepare is None or backend == "reference":
                     return self._run_reference(args)
                 args = self.prepare(*args)
-        result = _call(self._ops[backend], args)
+        result = _call(self._ops[backend], self._recorded[backend], args)
         if isinstance(result, Tensor):
             return result
         return result[0] if self.outputs == 1 else tuple(result[: self.outputs])
@@ -129,7 +136,10 @@ class Operator:
     def _register(self, backend: str, namespace: str) -> None:
         ops = getattr(torch.ops, namespace)
         forward_name, backward_name = f"{namespace}::{self.name}", f"{namespace}::{self.name}_backward"
-        run_backward = getattr(ops, f"{self.name}_backward").default
+        op, backward_op = getattr(ops, self.name).default, getattr(ops, f"{self.name}_backward").default
+
+        def run_backward(*args: Any) -> Any:
+            return _call(backward_op, backward_op, args)
 
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return self.backward(ctx, run_backward, *grads)
@@ -140,8 +150,16 @@ class Operator:
                 'Within `stylekern.use_backend("reference")` it is plain torch, and has all of them.'
             )
 
+        def forward(ctx: Any, *args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                result = op(*args)
+            self.setup_context(ctx, args, result)
+            return result
+
         torch.library.register_fake(forward_name, self.fake)
         torch.library.register_fake(backward_name, self.backward_fake)
         torch.library.register_autograd(forward_name, backward, setup_context=self.setup_context)
         torch.library.register_autograd(backward_name, refuse)
-        self._ops[backend] = getattr(ops, self.name).default
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        recorded: Any = type(self.name, (torch.autograd.Function,), methods)
+        self._ops[backend], self._recorded[backend] = op, recorded.apply

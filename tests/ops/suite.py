@@ -222,6 +222,19 @@ class OperatorSuite:
             if _backends.why_not(backend, self.name, "cpu") is None:
                 opcheck(op, leaves)
 
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+    def test_a_traced_call_is_the_op_and_records_gradients(self, compiled_op: Any) -> None:
+        case = self.cases[self.typical]().to("cpu", torch.float32)
+        names, leaves = zip(*((k, x) for k, x in case.tensors.items() if x is not None), strict=True)
+
+        def call(*tensors: Tensor) -> Tensor:
+            return self.call(Case(case.tensors | dict(zip(names, tensors, strict=True)), case.options))[0]
+
+        traced = torch.jit.trace(call, leaves)
+        assert f"stylekern::{self.name}(" in str(traced.graph)
+        expected = torch.autograd.grad(call(*leaves).sum(), leaves, allow_unused=True)
+        assert all(map(torch.equal, torch.autograd.grad(traced(*leaves).sum(), leaves, allow_unused=True), expected))
+
     def test_inputs_are_left_alone(self, backend: str, device: str) -> None:
         case = self.cases[self.typical]().to(device, torch.float32)
         before = [x.detach().clone() for x in case.tensors.values() if x is not None]
