@@ -23,10 +23,19 @@ struct DepthwisePlane {
   }
 };
 
-// What lies beyond an end of a row, from its first or last two values.
+// The vector left of a row's first, and right of its last: shifted by one, what lies beyond the end entering.
 template <class A>
-STYLEKERN_INLINE A beyond(Padding padding, A end, A inner) {
-  return padding == Padding::kReflect ? inner : padding == Padding::kReplicate ? end : A(0);
+STYLEKERN_INLINE Vec<A> left_of_first(Padding padding, Vec<A> here) {
+  constexpr std::make_integer_sequence<int, kLanes<A>> all;
+  if (padding == Padding::kReflect) return shift_up_at_end<1>(here, all);
+  return padding == Padding::kReplicate ? shift_up_at_end<0>(here, all) : shift_up_at_end<kLanes<A>>(here, all);
+}
+template <class A>
+STYLEKERN_INLINE Vec<A> right_of_last(Padding padding, Vec<A> here) {
+  constexpr int lanes = kLanes<A>;
+  constexpr std::make_integer_sequence<int, lanes> all;
+  if (padding == Padding::kReflect) return shift_down_at_end<lanes - 2>(here, all);
+  return padding == Padding::kReplicate ? shift_down_at_end<lanes - 1>(here, all) : shift_down_at_end<lanes>(here, all);
 }
 
 // R rows of V vectors of columns, from column j[v] on. `first` and `last`: the row begins with the first, ends with the
@@ -54,11 +63,11 @@ STYLEKERN_INLINE void depthwise_vectors(const DepthwisePlane<T>& p, const T* con
       const T* const here = rows[q] + j[v];
       x[1][v] = load(here) - p.mean;
       if (first && v == 0)
-        x[0][v] = shift_up(broadcast(beyond<A>(p.padding, x[1][v][0], x[1][v][1])), x[1][v]);
+        x[0][v] = left_of_first<A>(p.padding, x[1][v]);
       else
         x[0][v] = load(here - 1) - p.mean;
       if (last && v == V - 1)
-        x[2][v] = shift_down(x[1][v], broadcast(beyond<A>(p.padding, x[1][v][lanes - 1], x[1][v][lanes - 2])));
+        x[2][v] = right_of_last<A>(p.padding, x[1][v]);
       else
         x[2][v] = load(here + 1) - p.mean;
     }

@@ -56,15 +56,17 @@ class PlaneMoments {
   void add_all() {
     RunningMoments<A> running = this->running();
     for (int64_t i = 0; i < h_; ++i) {
-      if (w_ <= kPending) {
+      if (w_ > kPending) {
+        for (int64_t j0 = 0; j0 < w_; j0 += kPending) {  // a long row is several
+          add_long(running, row(i) + j0, std::min(w_ - j0, kPending));
+          collect(running);
+        }
+      } else if (i + 1 < h_ && w_ % kLanes<A> == 0 && pending_ + w_ < kPending) {
+        add_two_rows(running, i++);
+      } else {
         for_vectors<A>(
             w_, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { add(running, load(row(i) + j, count), count); });
         end_row(running);
-        continue;
-      }
-      for (int64_t j0 = 0; j0 < w_; j0 += kPending) {  // a long row is several
-        add_long(running, row(i) + j0, std::min(w_ - j0, kPending));
-        collect(running);
       }
     }
     collect(running);
@@ -110,6 +112,15 @@ class PlaneMoments {
     to = even, to.other_sum = odd.sum, to.other_squares = odd.squares;
     for_vectors<A>(length - j,
                    [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE { add(to, load(x + j + k, count), count); });
+  }
+
+  // Rows i and i + 1 at once, with the sums that they would have one after the other.
+  STYLEKERN_INLINE void add_two_rows(RunningMoments<A>& to, int64_t i) {
+    RunningMoments<A> even = to, odd = to;
+    odd.alternate();
+    for (int64_t j = 0; j < w_; j += kLanes<A>) even.add(load(row(i) + j)), odd.add(load(row(i + 1) + j));
+    to = even, to.other_sum = odd.sum, to.other_squares = odd.squares;
+    if ((pending_ += 2 * w_) >= kPending) collect(to);
   }
 
   template <int lanes>

@@ -252,6 +252,25 @@ STYLEKERN_INLINE V shift_down(V here, V next) {
   return window<1>(here, next, std::make_integer_sequence<int, sizeof(V) / sizeof(here[0])>());
 }
 
+// The same at an end of a row: element `entering` of (here, zeros) enters.
+template <int entering, class V, int... l>
+STYLEKERN_INLINE V shift_up_at_end(V here, std::integer_sequence<int, l...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(here, V{}, (l == 0 ? entering : l - 1)...);
+#else
+  return __builtin_shuffle(here, V{}, decltype(here < here){(l == 0 ? entering : l - 1)...});
+#endif
+}
+template <int entering, class V, int... l>
+STYLEKERN_INLINE V shift_down_at_end(V here, std::integer_sequence<int, l...>) {
+  constexpr int end = sizeof...(l) - 1;
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(here, V{}, (l == end ? entering : l + 1)...);
+#else
+  return __builtin_shuffle(here, V{}, decltype(here < here){(l == end ? entering : l + 1)...});
+#endif
+}
+
 // Elements first, first + 2, ... of two vectors side by side.
 template <int first, class V, int... l>
 STYLEKERN_INLINE V every_other(V a, V b, std::integer_sequence<int, l...>) {
