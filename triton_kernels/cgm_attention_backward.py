@@ -278,9 +278,11 @@ def backward(
     surrogate = gate_grad == "straight_through" and t is not None
     q_scale, k_scale, q_rnorm = scales(q, k, alpha, cosine, eps)
     options = blocks(q)
-    # The gradients of queries and keys fill the registers: a third stage of loads would spill, as do float16's peaks.
-    tight = {**options, "num_stages": 2, **({"BLOCK_D": 32} if q.dtype == torch.float16 else {})}
-    block_q, block_k, block_w = options["BLOCK_Q"], options["BLOCK_K"], options["BLOCK_W"]
+    # The gradients of queries and keys fill the registers: a third stage of loads would spill, as do float16's peaks
+    # and, under older assemblers, float64's 64 columns.
+    smaller = {torch.float16: {"BLOCK_D": 32}, torch.float64: {"BLOCK_W": 32}}
+    tight = {**options, "num_stages": 2, **smaller.get(q.dtype, {})}
+    block_q, block_k, block_w, tight_w = (*(options[f"BLOCK_{x}"] for x in "QKW"), tight["BLOCK_W"])
     sizes = (lq, lk, depth, width, *row_strides(q), *row_strides(k), *row_strides(v), *row_strides(g))
     mass = mass if renormalize else None
     if surrogate:  # the gates' pass writes them
@@ -299,11 +301,11 @@ def backward(
         if surrogate and (need_query or need_key or need_gate):
             _cgm_attention_bwd_gate_kernel[grid(n, lq, block_q)](*common, delta, grad_t, *sizes, **options)
         if need_query and depth:
-            _cgm_attention_bwd_query_kernel[grid(n, lq, block_q, depth, block_w)](
+            _cgm_attention_bwd_query_kernel[grid(n, lq, block_q, depth, tight_w)](
                 *common, delta, q_rnorm, grad_q, *sizes, EPS=eps, **tight
             )
         if need_key and depth:
-            _cgm_attention_bwd_key_kernel[grid(n, lk, block_k, depth, block_w)](
+            _cgm_attention_bwd_key_kernel[grid(n, lk, block_k, depth, tight_w)](
                 *common, delta, grad_k, *sizes, EPS=eps, **tight
             )
         if need_value:

@@ -74,8 +74,8 @@ def _min_distances_bwd_kernel(
     if METRIC == "cosine":
         # (own * x / |x| - sum of weight * y) / |x|; a norm below eps is a constant
         norm = tl.load(x_norm_ptr + row)
-        least = tl.maximum(norm, EPS)
-        total = (tl.where(norm < EPS, 0.0, own * (x / least)) - total) / least
+        inverse = 1.0 / tl.maximum(norm, EPS)  # one division: each is a call
+        total = (tl.where(norm < EPS, 0.0, own * (x * inverse)) - total) * inverse
     else:
         total = -total
     if grad_x_ptr.dtype.element_ty == tl.float16:  # a gradient of size 1 / eps is more than it holds
@@ -113,6 +113,6 @@ def side_gradient(
         _min_distances_bwd_kernel[(n * count * parts,)](
             x, x_norm, grad, index, match, y, y_norm, y_grad, y_match, order, begin, grad_x,
             count, others, d, parts, *x.stride()[:2], *y.stride()[:2], EPS=eps, METRIC=metric,
-            ROWS=2048 // block, BLOCK_D=block, num_warps=4,
+            ROWS=1024 // block, BLOCK_D=block, num_warps=4, maxnreg=128,  # unsaid, some assemblers spill
         )  # fmt: skip
     return grad_x
