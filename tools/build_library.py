@@ -69,6 +69,16 @@ def sources(mode: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for p in patterns for path in (ROOT / "csrc").glob(p))
 
 
+def weight(source: Path, seen: set[Path] | None = None) -> int:
+    """About what a source costs to compile: the length of all that it includes of ours."""
+    seen = {source} if seen is None else seen
+    text = source.read_text()
+    included = {(source.parent / name).resolve() for name in re.findall(r'"([\w/.]+\.c?u?h)"', text)}
+    new = {path for path in included - seen if path.is_file()}
+    seen |= new
+    return len(text) + sum(weight(path, seen) for path in new)
+
+
 def gencode_flags(archs: str) -> list[str]:
     """From TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX") to nvcc's flags."""
     flags = []
@@ -133,7 +143,8 @@ def ninja_file(mode: str, output: Path, objects: Path) -> str:
         cudart = _static_cudart(home)
         lines.append(f"libraries = {cudart} -ldl -lrt -lpthread")
     names = []
-    for source in sources(mode):
+    # The longest first, so that none is left to run by itself at the end.
+    for source in sorted(sources(mode), key=lambda source: -weight(ROOT / source)):
         names.append(str(objects / (source.replace("/", ".") + ".o")))
         lines.append(f"build {names[-1]}: {'nvcc' if source.endswith('.cu') else 'cxx'} {ROOT / source}")
     lines.append(f"build {output}: link {' '.join(names)}")
@@ -154,7 +165,9 @@ class BuildLibrary(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         mode, output = build_mode(), Path(self.get_ext_fullpath(ext.name)).resolve()
-        objects = Path(self.build_temp).resolve() / f"stylekern-{mode}"
+        # setuptools throws away what an editable installation builds in; here the next one goes on from it.
+        temporary = ROOT / "build" / "editable" if self.editable_mode else Path(self.build_temp).resolve()
+        objects = temporary / f"stylekern-{mode}"
         try:
             self._compile(mode, output, objects)
         except BuildError as error:
