@@ -17,7 +17,7 @@ struct Adain {
   int64_t h, w;              // of content
   int64_t style_h, style_w;  // of style
   int64_t correction;
-  PlaneStrides content, style, grad;  // outputs are contiguous
+  PlaneStrides content{}, style{}, grad{};  // outputs are contiguous
 
   STYLEKERN_HD int64_t planes() const { return n * c; }
 };

@@ -17,7 +17,7 @@ namespace stylekern {
 struct FactorizedInstanceNorm {
   int64_t n, c, h, w;
   int64_t correction;
-  PlaneStrides content, gamma_style, beta_style, grad;  // gamma_ind and beta_ind [C] and outputs are contiguous
+  PlaneStrides content{}, gamma_style{}, beta_style{}, grad{};  // gamma_ind and beta_ind [C] and outputs are contiguous
 
   STYLEKERN_HD int64_t planes() const { return n * c; }
 };

@@ -23,10 +23,10 @@ enum class OddRule : int { kDrop = 0, kRepeat = 1, kZero = 2 };
 
 struct WaveletPool {
   int64_t n, c;
-  int64_t h, w;            // of the picture
-  int64_t band_h, band_w;  // of the bands: halves, rounded down with kDrop, else up
-  OddRule odd;
-  PlaneStrides picture, bands[4];  // of inputs; outputs are contiguous
+  int64_t h, w;                    // of the picture
+  int64_t band_h = 0, band_w = 0;  // of the bands: halves, rounded down with kDrop, else up
+  OddRule odd{};
+  PlaneStrides picture{}, bands[4]{};  // of inputs; outputs are contiguous
 
   STYLEKERN_HD int64_t planes() const { return n * c; }
 };

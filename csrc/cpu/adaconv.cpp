@@ -16,9 +16,8 @@ int64_t cost(const AdaConv& p) { return p.group_out() * p.h * p.w * (p.group_in(
 
 // Calls f(kernels) with the kernels of this processor's target.
 template <class T, class F>
-void with_kernels(const AdaConv& p, const F& f) {
-#define STYLEKERN_CALL(target) \
-  p.kh == 3 && p.kw == 3 ? f(target::AdaConvKernels<T, 3>()) : f(target::AdaConvKernels<T, 0>())
+void with_kernels(const F& f) {
+#define STYLEKERN_CALL(target) f(target::AdaConvKernels<T>())
   STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
 #undef STYLEKERN_CALL
 }
@@ -27,7 +26,7 @@ template <class T>
 void forward(const AdaConvArgs<T>& args) {
   const AdaConv& p = args.problem;
   const int64_t bands = band_count(p.n * p.groups, p.h, p.kh);
-  with_kernels<T>(p, [&](const auto& kernels) {
+  with_kernels<T>([&](const auto& kernels) {
     // A group is convolved right after its statistics, while it is in cache.
     if (args.mean && bands > 1)
       parallel_for(p.n * p.c, p.h * p.w, [&](int64_t begin, int64_t end) {
@@ -58,7 +57,7 @@ void backward_input(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
     if constexpr (std::is_same_v<T, A>) return args.grad_input + nc * plane;
     return static_cast<A*>(buffer->mutable_data_ptr()) + nc * plane;
   };
-  with_kernels<T>(p, [&](const auto& kernels) {
+  with_kernels<T>([&](const auto& kernels) {
     for_bands(
         p, bands, cost(p) / bands, [&] { return std::pair{kernels.backward_input(args), std::vector<A>()}; },
         [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t) {
@@ -88,7 +87,7 @@ void backward_kernel(const AdaConvBackwardArgs<T>& args) {
   const AdaConv& p = args.problem;
   const int64_t units = p.n * p.groups, wanted = 4 * int64_t(torch::stable::get_num_threads());
   const int64_t parts = std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(p.group_out() / 2, 1));
-  with_kernels<T>(p, [&](const auto& kernels) {
+  with_kernels<T>([&](const auto& kernels) {
     parallel_for(units * parts, cost(p) / parts, [&](int64_t begin, int64_t end) {
       auto conv = kernels.backward_kernel(args);
       for (int64_t i = begin; i < end; ++i) {

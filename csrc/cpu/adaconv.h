@@ -59,7 +59,7 @@ class InputPlanes {
   int64_t rows_ = 0;
 };
 
-template <class T, int K>
+template <class T>
 class AdaConvForward {
  public:
   using A = Acc<T>;
@@ -73,7 +73,7 @@ class AdaConvForward {
 
   // Rows [row0, row1) of a sample and group.
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1) {
-    if (K == 3 && p_.group_in() == 1 && p_.w > kLanes<A>) return depthwise(n, g, row0, row1);
+    if (p_.kh == 3 && p_.kw == 3 && p_.group_in() == 1 && p_.w > kLanes<A>) return depthwise(n, g, row0, row1);
     const int64_t tile = x_.tile();
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);
@@ -118,13 +118,12 @@ class AdaConvForward {
     for_row_blocks<kBlockRows<B>>(i1 - i0, [&](int64_t i, auto rows) {
       T* const y = args_.output + (no * p_.h + i0 + i) * p_.w;
       if constexpr (std::is_same_v<T, A>) {
-        convolve_block<K, B, rows>(x_.from(i), weights, bias, TargetPlanes<A>{y, p_.h * p_.w, p_.w, args_.streamed},
-                                   p_.w);
+        convolve_rows<B, rows>(x_.from(i), weights, bias, TargetPlanes<A>{y, p_.h * p_.w, p_.w, args_.streamed}, p_.w);
       } else {
         converted_.resize(B * rows);
         const int64_t stride = converted_.stride();
-        convolve_block<K, B, rows>(x_.from(i), weights, bias, TargetPlanes<A>{converted_.row(0), rows * stride, stride},
-                                   p_.w);
+        convolve_rows<B, rows>(x_.from(i), weights, bias, TargetPlanes<A>{converted_.row(0), rows * stride, stride},
+                               p_.w);
         for (int k = 0; k < B * rows; ++k)
           for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
             store(y + (k / rows * p_.h + k % rows) * p_.w + j, load(converted_.row(k) + j, count), count);

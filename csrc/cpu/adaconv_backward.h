@@ -5,7 +5,7 @@ namespace stylekern::STYLEKERN_TARGET {
 //   grad_x[m,q] = sum over o, i, a with pad(i + a - top) = q (and likewise the columns) of kernel[o,m,a,b] * g[o,i,j]
 //
 // Gathered before the border rule as a convolution of g among zeros by the kernel turned around, then folded.
-template <class T, int K>
+template <class T>
 class AdaConvBackwardInput {
  public:
   using A = Acc<T>;
@@ -23,26 +23,13 @@ class AdaConvBackwardInput {
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);
       fill(n, g, i0, i1);
-      for_blocks(p_.group_in(), [&](int64_t first, auto size) {
-        block<size>(n, g, first, i1 - i0, [&](int64_t m, int64_t i, const A* row) {
-          for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-            store(grad_x + (m * p_.h + i0 + i) * p_.w + j, load(row + j, count), count);
-          });
-        });
-      });
+      channels(n, g, i1 - i0, grad_x + i0 * p_.w, false);
     }
     const auto fold = [&](int64_t i) {  // a row outside of the picture
       const int64_t to = border_index(i, p_.h, p_.padding);
       if (to < row0 || to >= row1) return;  // nobody's, or another band's
       fill(n, g, i, i + 1);
-      for_blocks(p_.group_in(), [&](int64_t first, auto size) {
-        block<size>(n, g, first, 1, [&](int64_t m, int64_t, const A* row) {
-          A* const sum = grad_x + (m * p_.h + to) * p_.w;
-          for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-            store(sum + j, load(sum + j, count) + load(row + j, count), count);
-          });
-        });
-      });
+      channels(n, g, 1, grad_x + to * p_.w, true);
     };
     for (int64_t i = -p_.top(); i < 0; ++i) fold(i);
     for (int64_t i = p_.h; i < p_.h + p_.kh - 1 - p_.top(); ++i) fold(i);
@@ -85,9 +72,13 @@ class AdaConvBackwardInput {
     }
   }
 
-  // Calls take(m, i, row) with each row of the tile, of B channels from `first` on, its columns folded.
-  template <int B, class Take>
-  void block(int64_t n, int64_t g, int64_t first, int64_t count, Take&& take) {
+  // Rows of all channels of the group, their columns folded; `more` adds them to what is there.
+  void channels(int64_t n, int64_t g, int64_t count, A* grad_x, bool more) {
+    for_blocks(p_.group_in(), [&](int64_t first, auto size) { block<size>(n, g, first, count, grad_x, more); });
+  }
+
+  template <int B>
+  void block(int64_t n, int64_t g, int64_t first, int64_t count, A* grad_x, bool more) {
     const int64_t taps = int64_t{p_.kh} * p_.kw;
     const A* const kernel =
         args_.kernel + ((n * p_.out_c + g * p_.group_out()) * p_.group_in() + first) * taps + taps - 1;
@@ -97,15 +88,23 @@ class AdaConvBackwardInput {
     for_row_blocks<kBlockRows<B>>(count, [&](int64_t i, auto rows) {
       rows_.resize(B * rows);
       const int64_t stride = rows_.stride();
-      convolve_block<K, B, rows>(
+      convolve_rows<B, rows>(
           SourcePlanes<A>{g_.row(i) - (p_.kw - 1), g_rows_ * g_.stride(), g_.stride(), p_.group_out(), p_.kh, p_.kw},
           weights, static_cast<const A*>(nullptr), TargetPlanes<A>{rows_.row(0) - p_.left(), rows * stride, stride},
           p_.w + p_.kw - 1);
-      for (int k = 0; k < B * rows; ++k) {
-        border_.fold(rows_.row(k));
-        take(first + k / rows, i + k % rows, rows_.row(k));
-      }
+      for (int k = 0; k < B; ++k) take(k * rows, rows, grad_x + ((first + k) * p_.h + i) * p_.w, more);
     });
+  }
+
+  // `count` rows that convolve_rows() made, from the first on.
+  void take(int64_t first, int64_t count, A* to, bool more) {
+    for (int64_t i = 0; i < count; ++i) {
+      A *const row = rows_.row(first + i), *const sum = to + i * p_.w;
+      border_.fold(row);
+      for_vectors<A>(p_.w, [&](int64_t j, auto lanes) STYLEKERN_ALWAYS_INLINE {
+        store(sum + j, more ? load(sum + j, lanes) + load(row + j, lanes) : load(row + j, lanes), lanes);
+      });
+    }
   }
 
   AdaConvBackwardArgs<T> args_;
@@ -119,7 +118,7 @@ class AdaConvBackwardInput {
 // The gradients of kernel and bias:
 //   grad_kernel[o,m,a,b] = sum over i, j of g[o,i,j] * x[m, pad(i + a - top), pad(j + b - left)]
 //   grad_bias[o]         = sum over i, j of g[o,i,j]
-template <class T, int K>
+template <class T>
 class AdaConvBackwardKernel {
  public:
   using A = Acc<T>;
@@ -143,7 +142,7 @@ class AdaConvBackwardKernel {
           double* const sums = sums_.data() + (o - first) * p_.group_in() * taps;
           const Strip area{grad(n, g, o) + i0 * p_.grad.row + j0, rows, std::min(strip, p_.w - j0)};
           for (int64_t m = 0; m < p_.group_in(); ++m) {
-            if constexpr (K == 3)
+            if (p_.kh == 3 && p_.kw == 3)
               add_3x3<outputs>(area, m, j0, sums + m * taps);
             else
               add<outputs>(area, m, j0, sums + m * taps);

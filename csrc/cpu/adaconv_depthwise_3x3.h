@@ -9,11 +9,11 @@ template <class T>
 struct DepthwisePlane {
   using A = Acc<T>;
   const T* x;
-  T* y;
+  T* y = nullptr;
   int64_t h, w, row;  // row: of x; y is dense
   Padding padding;
-  A mean, rstd, bias;
-  const A* kernel;
+  A mean, rstd, bias = 0;
+  const A* kernel = nullptr;
   bool streamed;
 
   // The row of x that a tap of output row i reads; null: zeros.

@@ -101,12 +101,22 @@ STYLEKERN_INLINE void convolve_vector(const SourcePlanes<A>& from, const A* weig
     for (int r = 0; r < R; ++r) store_or_stream(to.y + o * to.plane + r * to.row + j, sum[o][r], count, to.streamed);
 }
 
-// R rows of w values. Not inlined: the compiler would else repeat it for every caller.
+// R rows of w values, K taps both ways where that is known when compiling, else 0. Not inlined: the compiler would else
+// repeat it for every caller.
 template <int K, int B, int R, class A>
 __attribute__((noinline)) void convolve_block(const SourcePlanes<A> from, const A* weights, const A* bias,
                                               const TargetPlanes<A> to, int64_t w) {
   for_vectors<A>(w, [&](int64_t j, auto count)
                         STYLEKERN_ALWAYS_INLINE { convolve_vector<K, B, R>(from, weights, bias, to, j, count); });
+}
+
+// R rows of w values, for B outputs.
+template <int B, int R, class A>
+void convolve_rows(const SourcePlanes<A>& from, const A* weights, const A* bias, const TargetPlanes<A>& to, int64_t w) {
+  if (from.kh == 3 && from.kw == 3)
+    convolve_block<3, B, R>(from, weights, bias, to, w);
+  else
+    convolve_block<0, B, R>(from, weights, bias, to, w);
 }
 
 // Calls block(i, size) for blocks of R rows, or of one, that cover [0, rows). The last block reaches back over rows

@@ -12,12 +12,11 @@
 
 namespace stylekern::STYLEKERN_TARGET {
 
-// K: the taps in both directions where they are known when compiling, else 0.
-template <class T, int K>
+template <class T>
 struct AdaConvKernels {
-  static auto forward(const AdaConvArgs<T>& args) { return AdaConvForward<T, K>(args); }
-  static auto backward_input(const AdaConvBackwardArgs<T>& args) { return AdaConvBackwardInput<T, K>(args); }
-  static auto backward_kernel(const AdaConvBackwardArgs<T>& args) { return AdaConvBackwardKernel<T, K>(args); }
+  static auto forward(const AdaConvArgs<T>& args) { return AdaConvForward<T>(args); }
+  static auto backward_input(const AdaConvBackwardArgs<T>& args) { return AdaConvBackwardInput<T>(args); }
+  static auto backward_kernel(const AdaConvBackwardArgs<T>& args) { return AdaConvBackwardKernel<T>(args); }
 };
 
 }  // namespace stylekern::STYLEKERN_TARGET

@@ -76,6 +76,7 @@ STYLEKERN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 // 16 bits a lane: the storage of Half and BFloat16.
 typedef uint16_t Vec16 __attribute__((vector_size(STYLEKERN_VECTOR_BYTES / 2)));
 typedef uint32_t Vec32 __attribute__((vector_size(STYLEKERN_VECTOR_BYTES)));
+typedef int32_t VecInt __attribute__((vector_size(STYLEKERN_VECTOR_BYTES)));
 
 // A BFloat16 is the upper half of a float. AVX-512 moves the halves in one instruction, without a conversion and a
 // shift: loads of 16 bits would otherwise be what bounds a kernel.
@@ -122,9 +123,11 @@ STYLEKERN_INLINE Vec<float> from_bits(Vec16 bits, Half) {
 #elif STYLEKERN_VECTOR_BYTES == 32
   return (Vec<float>)_mm256_cvtph_ps((__m128i)bits);
 #else
-  Vec<float> v{};
-  for (int l = 0; l < kLanes<float>; ++l) v[l] = to_float(Half{bits[l]});
-  return v;
+  // to_float(), without branches
+  const Vec32 u = __builtin_convertvector(bits, Vec32), sign = (u & 0x8000) << 16, magnitude = u & 0x7fff;
+  const Vec32 normal = (magnitude << 13) + (magnitude < 0x7c00 ? Vec32{} + (112u << 23) : Vec32{} + (224u << 23));
+  const Vec<float> subnormal = __builtin_convertvector((VecInt)magnitude, Vec<float>) * 0x1p-24f;
+  return (Vec<float>)((magnitude < 0x400 ? (Vec32)subnormal : normal) | sign);
 #endif
 }
 STYLEKERN_INLINE Vec16 to_bits(Vec<float> v, Half) {
@@ -133,9 +136,15 @@ STYLEKERN_INLINE Vec16 to_bits(Vec<float> v, Half) {
 #elif STYLEKERN_VECTOR_BYTES == 32
   return (Vec16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 #else
-  Vec16 bits{};
-  for (int l = 0; l < kLanes<float>; ++l) bits[l] = to_half(v[l]).bits;
-  return bits;
+  // to_half(), without branches
+  const Vec32 u = (Vec32)v, sign = (u >> 16) & 0x8000, magnitude = u & 0x7fffffff;
+  const Vec32 normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000) >> 13;
+  const Vec32 subnormal = (Vec32)((Vec<float>)magnitude + 0.5f) - 0x3f000000;
+  const VecInt order = (VecInt)magnitude;  // compared in fewer instructions, and never negative
+  Vec32 bits = order < 0x38800000 ? subnormal : normal;
+  bits = order >= 0x477ff000 ? Vec32{} + 0x7c00 : bits;
+  bits = order > 0x7f800000 ? Vec32{} + 0x7e00 : bits;
+  return __builtin_convertvector(bits | sign, Vec16);
 #endif
 }
 

@@ -20,9 +20,8 @@ int64_t cost(const StyleKernelConv& p) {
 
 // Calls f(kernels) with the kernels of this processor's target.
 template <class T, class F>
-void with_kernels(const StyleKernelConv& p, const F& f) {
-#define STYLEKERN_CALL(target) \
-  p.kv == 3 && p.kh == 3 ? f(target::StyleKernelConvKernels<T, 3>()) : f(target::StyleKernelConvKernels<T, 0>())
+void with_kernels(const F& f) {
+#define STYLEKERN_CALL(target) f(target::StyleKernelConvKernels<T>())
   STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
 #undef STYLEKERN_CALL
 }
@@ -31,7 +30,7 @@ template <class T>
 void forward(const StyleKernelConvArgs<T>& args) {
   const StyleKernelConv& p = args.problem;
   const int64_t bands = band_count(p.n * p.groups, p.h, p.kv), cpg = p.channels_per_group();
-  with_kernels<T>(p, [&](const auto& kernels) {
+  with_kernels<T>([&](const auto& kernels) {
     // A whole plane is convolved right after its statistics, while it is in cache.
     if (args.mean && bands > 1)
       parallel_for(p.n * p.c, p.h * p.w, [&](int64_t begin, int64_t end) {
@@ -69,7 +68,7 @@ void backward(const StyleKernelConvBackwardArgs<T>& args, const Tensor& input) {
     else if (!in_place)
       kernels.convert(grad_x, in_plane, out);
   };
-  with_kernels<T>(p, [&](const auto& kernels) {
+  with_kernels<T>([&](const auto& kernels) {
     const auto planes = [&](int64_t n, int64_t g) -> A* {  // of the whole tensor
       const int64_t first = (n * p.c + g * cpg) * in_plane;
       if constexpr (std::is_same_v<T, A>) return args.grad_input + first;

@@ -64,7 +64,14 @@ class InputTile {
   std::vector<const A*> rows_;
 };
 
-template <class T, int K>
+// Calls f(k) with k the taps both ways where those are three, so that loops over them are unrolled, else 0.
+template <class F>
+STYLEKERN_INLINE void with_taps(const StyleKernelConv& p, F&& f) {
+  if (p.kv == 3 && p.kh == 3) return f(std::integral_constant<int, 3>{});
+  f(std::integral_constant<int, 0>{});
+}
+
+template <class T>
 class StyleKernelConvForward {
  public:
   using A = Acc<T>;
@@ -79,7 +86,7 @@ class StyleKernelConvForward {
 
   // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that is this thread's next, or -1.
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-    if (K == 3 && p_.composition == Composition::kSequential) {
+    if (p_.kv == 3 && p_.kh == 3 && p_.composition == Composition::kSequential) {
       with_vectors<A>(p_.w, [&](auto vectors) { run_3x3<vectors>(n, g, row0, row1, next); });
     } else {
       run_tiles(n, g, row0, row1);
@@ -102,9 +109,6 @@ class StyleKernelConvForward {
   A* t_row(int64_t i) const { return t_.row(i); }
 
  private:
-  int kv() const { return K ? K : p_.kv; }
-  int kh() const { return K ? K : p_.kh; }
-
   const T* plane(int64_t nc) const { return args_.input + nc / p_.c * p_.input.n + nc % p_.c * p_.input.p; }
   const T* bias(int64_t n, int64_t g, int64_t c) const {
     if (!p_.bias_groups) return nullptr;
@@ -169,8 +173,10 @@ class StyleKernelConvForward {
                            y + i * p_.w);
         } else {
           for (int64_t i = i0; i < i1; ++i)
-            outer_row(v + i * p_.vertical.row, u + i * p_.horizontal.row, x_.row(i),
-                      bias ? bias + i * p_.bias.row : nullptr, y + i * p_.w);
+            with_taps(p_, [&](auto k) {
+              outer_row<k>(v + i * p_.vertical.row, u + i * p_.horizontal.row, x_.row(i),
+                           bias ? bias + i * p_.bias.row : nullptr, y + i * p_.w);
+            });
         }
       }
     }
@@ -180,7 +186,7 @@ class StyleKernelConvForward {
   void vertical_row(const T* v, const A* const* x, A* t) {
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       Vec<A> sum = load(v + j, count) * load(x[0] + j, count);
-      for (int a = 1; a < kv(); ++a) sum = fma(load(v + a * p_.vertical.tap + j, count), load(x[a] + j, count), sum);
+      for (int a = 1; a < p_.kv; ++a) sum = fma(load(v + a * p_.vertical.tap + j, count), load(x[a] + j, count), sum);
       store(t + j, sum);
     });
     border_.extend(t);
@@ -191,18 +197,20 @@ class StyleKernelConvForward {
     t -= p_.rh();
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
-      for (int b = 0; b < kh(); ++b) sum = fma(load(u + b * p_.horizontal.tap + j, count), load(t + j + b), sum);
+      for (int b = 0; b < p_.kh; ++b) sum = fma(load(u + b * p_.horizontal.tap + j, count), load(t + j + b), sum);
       store(y + j, sum, count);
     });
   }
 
   // y[j] = sum_a vertical[a,j] * sum_b horizontal[b,j] * x[a,j+b] + bias[j]
+  template <int K>
   void outer_row(const T* v, const T* u, const A* const* x, const T* bias, T* y) {
+    const int kv = K ? K : p_.kv, kh = K ? K : p_.kh;
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
-      for (int a = 0; a < kv(); ++a) {
+      for (int a = 0; a < kv; ++a) {
         Vec<A> inner = load(u + j, count) * load(x[a] + j, count);
-        for (int b = 1; b < kh(); ++b)
+        for (int b = 1; b < kh; ++b)
           inner = fma(load(u + b * p_.horizontal.tap + j, count), load(x[a] + j + b, count), inner);
         sum = fma(load(v + a * p_.vertical.tap + j, count), inner, sum);
       }

@@ -5,7 +5,7 @@
 // taps and channels in one fixed order, whatever the bands.
 namespace stylekern::STYLEKERN_TARGET {
 
-template <class T, int K>
+template <class T>
 class StyleKernelConvBackward {
  public:
   using A = Acc<T>;
@@ -33,7 +33,7 @@ class StyleKernelConvBackward {
     const int64_t first = std::max<int64_t>(row0 - halo, 0), last = std::min(row1 + halo, p_.h);
     const int64_t rows = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), std::max(1, 2 * p_.rv()));
     sums_ = {};
-    if (K == 3 && p_.composition == Composition::kSequential && p_.groups == p_.c)
+    if (three_taps() && p_.groups == p_.c)
       if (with_vectors<A>(p_.w, [&](auto vectors) { return short_rows_3x3<vectors>(); })) return;
     const bool sums = !std::is_same_v<T, A> && p_.channels_per_group() > 1;
     if (sums) filter_sums_.resize(size_t((p_.kv + p_.kh) * rows * p_.w));
@@ -58,8 +58,7 @@ class StyleKernelConvBackward {
   const std::optional<GradientSums>& sums() const { return sums_; }
 
  private:
-  int kv() const { return K ? K : p_.kv; }
-  int kh() const { return K ? K : p_.kh; }
+  bool three_taps() const { return p_.kv == 3 && p_.kh == 3 && p_.composition == Composition::kSequential; }
   const T* v_row(int64_t i) const { return v_ + i * p_.vertical.row; }
   const T* u_row(int64_t i) const { return u_ + i * p_.horizontal.row; }
 
@@ -70,7 +69,7 @@ class StyleKernelConvBackward {
     const bool need_v = args_.grad_vertical, need_u = args_.grad_horizontal;
     const int64_t cpg = p_.channels_per_group(), in_plane = p_.in_h * p_.in_w;
     for (int64_t k = 0; k < cpg; ++k) {
-      if (K == 3 && sequential) {
+      if (three_taps()) {
         rows_3x3(i0, i1, k, grad_v, grad_u, tap_stride, origin);
         continue;
       }
@@ -109,11 +108,14 @@ class StyleKernelConvBackward {
       } else {
         if (need_v || need_u)
           each_own_row([&](int64_t i, int64_t at) {
-            outer_filter_rows(grad + i * p_.grad.row, i, need_v ? grad_v + at : nullptr, need_u ? grad_u + at : nullptr,
-                              tap_stride, first_channel);
+            with_taps(p_, [&](auto taps) {
+              outer_filter_rows<taps>(grad + i * p_.grad.row, i, need_v ? grad_v + at : nullptr,
+                                      need_u ? grad_u + at : nullptr, tap_stride, first_channel);
+            });
           });
         if (grad_x)
-          for (int64_t i = i0; i < i1; ++i) outer_input_rows(grad + i * p_.grad.row, i, grad_x);
+          for (int64_t i = i0; i < i1; ++i)
+            with_taps(p_, [&](auto taps) { outer_input_rows<taps>(grad + i * p_.grad.row, i, grad_x); });
       }
     }
   }
@@ -198,7 +200,7 @@ class StyleKernelConvBackward {
     t -= p_.rh();
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       const Vec<A> gj = load(g + j, count);
-      for (int b = 0; b < kh(); ++b) add(grad_u + b * tap_stride + j, gj * load(t + j + b), count, first);
+      for (int b = 0; b < p_.kh; ++b) add(grad_u + b * tap_stride + j, gj * load(t + j + b), count, first);
     });
   }
 
@@ -207,7 +209,7 @@ class StyleKernelConvBackward {
   void grad_t_row(const T* g, const T* u, A* grad_t) {
     for_vectors<A>(p_.w + 2 * p_.rh(), [&](int64_t q, auto) {
       Vec<A> sum{};
-      for (int b = 0; b < kh(); ++b)
+      for (int b = 0; b < p_.kh; ++b)
         sum = fma(load_window(u + b * p_.horizontal.tap, q - b, p_.w), load_window(g, q - b, p_.w), sum);
       store(grad_t - p_.rh() + q, sum);
     });
@@ -219,13 +221,13 @@ class StyleKernelConvBackward {
   void vertical_filter_row(const A* grad_t, const A* const* x, D* grad_v, int64_t tap_stride, bool first) {
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       const Vec<A> gt = load(grad_t + j);
-      for (int a = 0; a < kv(); ++a) add(grad_v + a * tap_stride + j, gt * load(x[a] + j, count), count, first);
+      for (int a = 0; a < p_.kv; ++a) add(grad_v + a * tap_stride + j, gt * load(x[a] + j, count), count, first);
     });
   }
 
   // grad_x[pad(i+a-rv), j] += vertical[a,i,j] * grad_t[i,j]
   void input_rows(int64_t i, const A* grad_t, A* grad_x) {
-    for (int a = 0; a < kv(); ++a) {
+    for (int a = 0; a < p_.kv; ++a) {
       A* const row = target_row(grad_x, i, a);
       if (!row) continue;
       const T* v = v_row(i) + a * p_.vertical.tap;
@@ -237,21 +239,22 @@ class StyleKernelConvBackward {
 
   // grad_vertical[a,j]   = sum over channels of g[j] * sum_b horizontal[b,j] * x[a,j+b]
   // grad_horizontal[b,j] = sum over channels of g[j] * sum_a vertical[a,j] * x[a,j+b]
-  template <class D>
+  template <int K, class D>
   void outer_filter_rows(const T* g, int64_t i, D* grad_v, D* grad_u, int64_t tap_stride, bool first) {
+    const int kv = K ? K : p_.kv, kh = K ? K : p_.kh;
     const A* const* x = x_.row(i);
     const T *v = v_row(i), *u = u_row(i);
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       const Vec<A> gj = load(g + j, count);
-      for (int a = 0; grad_v && a < kv(); ++a) {
+      for (int a = 0; grad_v && a < kv; ++a) {
         Vec<A> sum{};
-        for (int b = 0; b < kh(); ++b)
+        for (int b = 0; b < kh; ++b)
           sum = fma(load(u + b * p_.horizontal.tap + j, count), load(x[a] + j + b, count), sum);
         add(grad_v + a * tap_stride + j, gj * sum, count, first);
       }
-      for (int b = 0; grad_u && b < kh(); ++b) {
+      for (int b = 0; grad_u && b < kh; ++b) {
         Vec<A> sum{};
-        for (int a = 0; a < kv(); ++a)
+        for (int a = 0; a < kv; ++a)
           sum = fma(load(v + a * p_.vertical.tap + j, count), load(x[a] + j + b, count), sum);
         add(grad_u + b * tap_stride + j, gj * sum, count, first);
       }
@@ -259,17 +262,18 @@ class StyleKernelConvBackward {
   }
 
   // grad_x[pad(i+a-rv), q] += sum over j, b with pad(j+b-rh) = q of g[i,j] * vertical[a,i,j] * horizontal[b,i,j]
+  template <int K>
   void outer_input_rows(const T* g, int64_t i, A* grad_x) {
-    const int rh = p_.rh();
+    const int kv = K ? K : p_.kv, kh = K ? K : p_.kh, rh = p_.rh();
     spread_.resize(1);
     A* const spread = spread_.row(0);
-    for (int a = 0; a < kv(); ++a) {
+    for (int a = 0; a < kv; ++a) {
       A* const row = target_row(grad_x, i, a);
       if (!row) continue;
       const T *v = v_row(i) + a * p_.vertical.tap, *u = u_row(i);
       for_vectors<A>(p_.w + 2 * rh, [&](int64_t q, auto) {
         Vec<A> sum{};
-        for (int b = 0; b < kh(); ++b)
+        for (int b = 0; b < kh; ++b)
           sum = fma(load_window(g, q - b, p_.w) * load_window(v, q - b, p_.w),
                     load_window(u + b * p_.horizontal.tap, q - b, p_.w), sum);
         store(spread - rh + q, sum);
@@ -295,7 +299,7 @@ class StyleKernelConvBackward {
   StyleKernelConvBackwardArgs<T> args_;
   StyleKernelConv p_;
   InputTile<T> x_;
-  StyleKernelConvForward<T, K> forward_;
+  StyleKernelConvForward<T> forward_;
   RowBorder border_;
   PaddedRows<A> grad_t_, spread_;
   std::vector<T> zeros_;

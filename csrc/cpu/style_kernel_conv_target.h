@@ -10,11 +10,10 @@
 
 namespace stylekern::STYLEKERN_TARGET {
 
-// K: the taps in both directions where they are known when compiling, else 0.
-template <class T, int K>
+template <class T>
 struct StyleKernelConvKernels {
-  static auto forward(const StyleKernelConvArgs<T>& args) { return StyleKernelConvForward<T, K>(args); }
-  static auto backward(const StyleKernelConvBackwardArgs<T>& args) { return StyleKernelConvBackward<T, K>(args); }
+  static auto forward(const StyleKernelConvArgs<T>& args) { return StyleKernelConvForward<T>(args); }
+  static auto backward(const StyleKernelConvBackwardArgs<T>& args) { return StyleKernelConvBackward<T>(args); }
   static void normalize_backward(auto... args) { instance_norm_backward<T>(args...); }
   static void convert(const Acc<T>* from, int64_t size, T* to) {
     for_vectors<Acc<T>>(size, [&](int64_t j, auto n) { store(to + j, load(from + j, n), n); });
