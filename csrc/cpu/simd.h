@@ -95,4 +95,8 @@ enum class Target { kBaseline, kAvx2, kAvx512 };
 Target cpu_target();
 const char* cpu_target_name(Target target);
 
+// Whether a loop may stream to many places in turn. AVX2 stores half a cache line at a time, which waits for the other
+// half in one of a few buffers. Measured on AVX2: four places gain as one does, six take twice as long as plain stores.
+inline bool streams_whole_lines() { return cpu_target() == Target::kAvx512; }
+
 }  // namespace stylekern

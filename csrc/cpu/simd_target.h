@@ -355,13 +355,17 @@ STYLEKERN_INLINE void store(T* p, Vec<Acc<T>> v, int64_t count) {
   store_first(p, v, count);
 }
 
-// A store past the caches, to where worth_streaming() said. Only a whole cache line at once is worth that, so narrower
-// vectors and what is left of a row go the usual way.
+// A store past the caches, to where worth_streaming() said. Half a cache line waits beside the caches for the other
+// half, and there is room for a few at a time (see streams_whole_lines()). Quarters, and what is left of a row, go the
+// usual way.
 template <class T, class N>
 STYLEKERN_INLINE void stream(T* p, Vec<Acc<T>> v, N count) {
 #if STYLEKERN_VECTOR_BYTES == 64
   if constexpr (std::is_same_v<T, float> && !std::is_same_v<N, int64_t>) return _mm512_stream_ps(p, (__m512)v);
   if constexpr (std::is_same_v<T, double> && !std::is_same_v<N, int64_t>) return _mm512_stream_pd(p, (__m512d)v);
+#elif STYLEKERN_VECTOR_BYTES == 32
+  if constexpr (std::is_same_v<T, float> && !std::is_same_v<N, int64_t>) return _mm256_stream_ps(p, (__m256)v);
+  if constexpr (std::is_same_v<T, double> && !std::is_same_v<N, int64_t>) return _mm256_stream_pd(p, (__m256d)v);
 #endif
   store(p, v, count);
 }
@@ -374,7 +378,7 @@ STYLEKERN_INLINE void store_or_stream(T* p, Vec<Acc<T>> v, N count, bool streame
 }
 // Orders streamed stores before whatever tells another thread that they are there.
 inline void finish_streams() {
-#if STYLEKERN_VECTOR_BYTES == 64
+#if STYLEKERN_VECTOR_BYTES >= 32
   _mm_sfence();
 #endif
 }
