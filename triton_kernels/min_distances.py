@@ -89,9 +89,19 @@ def _norm_of(square_ptr, rows, count, EPS: tl.constexpr):
 
 
 @triton.jit
+def _products(x, y, acc, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRETED: tl.constexpr):
+    """acc + x y^T. NumPy's products of equal rows differ in their last bits, by where in a tile the rows lie, and equal
+    distances would no longer be ties: the interpreter makes them in float64, where rounding to ACC hides that."""
+    if INTERPRETED:
+        return acc + tl.dot(x.to(tl.float64), y.to(tl.float64).T, input_precision="ieee", out_dtype=tl.float64).to(ACC)
+    else:
+        return tl.dot(x, y.T, acc, input_precision=PRECISION, out_dtype=ACC)
+
+
+@triton.jit
 def _orders(
     x_ptr, y_ptr, x_square_ptr, y_square_ptr, rows, cols, count_x, count_y, d, stride_xl, stride_yl, EPS: tl.constexpr,
-    METRIC: tl.constexpr, BLOCK_D: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    METRIC: tl.constexpr, BLOCK_D: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """A tile of what orders distances: -cos or |x / |x| - y / |y||^2, or the clamped |x - y|^2."""
     acc = tl.zeros([rows.shape[0], cols.shape[0]], ACC)
@@ -122,7 +132,7 @@ def _orders(
             y = _centred(_load_rows(y_ptr, cols, count_y, k, d, stride_yl), centre, k, d, ACC)
             x_squares += tl.sum(x * x, 1)
             y_squares += tl.sum(y * y, 1)
-            acc = tl.dot(x, y.T, acc, input_precision=PRECISION, out_dtype=ACC)
+            acc = _products(x, y, acc, PRECISION, ACC, INTERPRETED)
         acc = (x_squares[:, None] + y_squares[None, :]) - 2 * acc
     else:
         x_norm, _ = _norm_of(x_square_ptr, rows, count_x, EPS)
@@ -137,9 +147,7 @@ def _orders(
             y = _load_rows(y_ptr, cols, count_y, k, d, stride_yl)
             if METRIC == "cosine":
                 x, y = x * x_scale[:, None], y * y_scale[:, None]
-            if WIDEN:
-                x, y = x.to(ACC), y.to(ACC)
-            acc = tl.dot(x, y.T, acc, input_precision=PRECISION, out_dtype=ACC)
+            acc = _products(x, y, acc, PRECISION, ACC, INTERPRETED)
         acc = 0.0 - _divided(acc, x_norm.to(ACC)[:, None] * y_norm.to(ACC)[None, :])  # no zero but +0
     if METRIC == "differences" or METRIC == "euclidean":
         acc = tl.minimum(tl.maximum(acc, 1e-5), 1e5)
@@ -181,7 +189,7 @@ def _min_distances_fwd_kernel(
     x_ptr, y_ptr, x_square_ptr, y_square_ptr, row_key_ptr, col_key_ptr, row_index_ptr, col_index_ptr,
     count_x, count_y, d, stride_xn, stride_xl, stride_yn, stride_yl, EPS: tl.constexpr, METRIC: tl.constexpr,
     INDEX: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_D: tl.constexpr, ACC: tl.constexpr,
-    PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     tiles_x, tiles_y = tl.cdiv(count_x, BLOCK_X), tl.cdiv(count_y, BLOCK_Y)
     n = (tl.program_id(0) // (tiles_x * tiles_y)).to(tl.int64)
@@ -195,7 +203,7 @@ def _min_distances_fwd_kernel(
     v = _orders(
         x_ptr + n * stride_xn, y_ptr + n * stride_yn, x_square_ptr + n * count_x, y_square_ptr + n * count_y,
         rows, cols, count_x, count_y, d, stride_xl, stride_yl, EPS, METRIC, BLOCK_D, ACC, PRECISION,
-        WIDEN,
+        INTERPRETED,
     )  # fmt: skip
     valid = (rows < count_x)[:, None] & (cols < count_y)[None, :]
     v = tl.where(valid & (v == v), v, float("inf"))  # what NaN is nearest to is decided with the pairs
@@ -272,14 +280,14 @@ def _search(x: Tensor, y: Tensor, squares: list[Tensor], metric: str, eps: float
     keys = [torch.full((n, count), LARGEST, dtype=torch.int64, device=x.device) for count in (count_x, count_y)]
     wide = x.dtype == torch.float64
     indices = [torch.full_like(key, LARGEST) for key in keys] if wide else keys  # not used, but of float64
-    interpreted = not isinstance(_min_distances_fwd_kernel, triton.JITFunction)  # its dot takes bfloat16 for integers
+    interpreted = not isinstance(_min_distances_fwd_kernel, triton.JITFunction)
     block_x, block_y, block_d = TILES["float64" if wide else metric]
     grid = (n * triton.cdiv(count_x, block_x) * triton.cdiv(count_y, block_y),)
     for index in (False, True) if wide else (False,):
         _min_distances_fwd_kernel[grid](
             x, y, *squares, *keys, *indices, count_x, count_y, d, *x.stride()[:2], *y.stride()[:2],
             EPS=eps, METRIC=metric, INDEX=index, BLOCK_X=block_x, BLOCK_Y=block_y, BLOCK_D=block_d,
-            ACC=accumulator(x), PRECISION="ieee" if wide else "tf32x3", WIDEN=interpreted,
+            ACC=accumulator(x), PRECISION="ieee" if wide else "tf32x3", INTERPRETED=interpreted,
             num_warps=8,
         )  # fmt: skip
     return indices if wide else [key & 0xFFFFFFFF for key in keys]

@@ -37,21 +37,23 @@ def test_kaiming_weights_keep_the_signal() -> None:
 
 def test_it_learns_with_the_reports_recipe() -> None:
     """Cross-entropy, AdamW, ReduceLROnPlateau, autocast: two kinds of pictures are told apart."""
-    model = small(2).train()
+    model = VGGClassifier(2, channels=CHANNELS, hidden=256, pooled=2).train()  # of 32, dropout leaves too few to learn
     images = torch.cat([torch.rand(8, 3, 32, 32), pictures(8, 32, 32, 3)])
     labels = torch.tensor([0] * 8 + [1] * 8)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-4)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-    losses = []
-    for _ in range(40):
+    losses, reached = [], set()
+    for _ in range(60):
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+        # In a single step, bfloat16's sum for the last bias may be zero: there are as many pictures of each kind.
+        reached |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         losses.append(loss.item())
         optimizer.step()
         plateau.step(loss)
+    assert reached == {name for name, _ in model.named_parameters()}
     assert losses[-1] < losses[0] / 2
     assert (model.eval()(images).argmax(1) == labels).all()
 
