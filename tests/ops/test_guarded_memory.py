@@ -89,5 +89,7 @@ def test_notices(mistake: str, guarded: Callable[..., subprocess.CompletedProces
 def test_operators_stay_within(
     placement: str, target: str, guarded: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
+    if _library.build_options["cpu_target"] == target:
+        pytest.skip(f"{target} is this processor's best")
     done = guarded(OPERATORS, placement, STYLEKERN_CPU_TARGET=target)
     assert done.stdout.endswith("all done\n"), f"{done.stdout[-200:]}\n{done.stderr[-4000:]}"
