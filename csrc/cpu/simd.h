@@ -96,8 +96,8 @@ Target cpu_target();
 const char* cpu_target_name(Target target);
 
 // Whether a loop may stream to many places in turn. AVX2 stores half a cache line at a time, which waits for the other
-// half in one of a few buffers. Measured on AVX2, on a noisy machine: one place gains 10 to 30 %, two to four about break
-// even, six take up to twice as long as plain stores and more.
+// half in one of a few buffers. Measured on AVX2, on a noisy machine: one place gains 10 to 30 %, two to four about
+// break even, six lose.
 inline bool streams_whole_lines() { return cpu_target() == Target::kAvx512; }
 
 }  // namespace stylekern
