@@ -27,7 +27,7 @@ struct AdainKernels {
     int64_t h = row1 - row0, w = p.w;
     flatten(h, w, {p.content.row});
     for (int64_t i = 0; i < h; ++i)
-      for_aligned_vectors<A>(y + i * w, w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      map_vectors<A>(y + i * w, w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const Vec<A> centred = load(x + i * p.content.row + j, count) - mean;
         store_or_stream(y + i * w + j, fma(centred, broadcast(scale), broadcast(style_mean)), count, args.streamed);
       });
@@ -51,7 +51,7 @@ struct AdainKernels {
       const NormalizeBackward<A> backward(mean, rstd, sums, n, p.correction, 1 / style_rstd);
       T* const to = args.grad_content + plane * p.h * p.w;
       for (int64_t i = 0; i < h; ++i)
-        for_aligned_vectors<A>(to + i * w, w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        map_vectors<A>(to + i * w, w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
           const Vec<A> xj = backward.normalized(load(x + i * p.content.row + j, count));
           store_or_stream(to + i * w + j, backward(g(i, j, count), xj), count, args.streamed);
         });
@@ -65,7 +65,7 @@ struct AdainKernels {
       h = p.style_h, w = p.style_w;
       flatten(h, w, {p.style.row});
       for (int64_t i = 0; i < h; ++i)
-        for_aligned_vectors<A>(to + i * w, w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        map_vectors<A>(to + i * w, w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
           const Vec<A> centred = load(style + i * p.style.row + j, count) - style_mean;
           store_or_stream(to + i * w + j, fma(centred, broadcast(slope), broadcast(first)), count, args.style_streamed);
         });

@@ -29,7 +29,7 @@ struct FactorizedInstanceNormKernels {
     int64_t h = row1 - row0, w = p.w;
     flatten(h, w, {p.content.row, p.gamma_style.row, p.beta_style.row});
     for (int64_t i = 0; i < h; ++i)
-      for_aligned_vectors<A>(y + i * w, w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      map_vectors<A>(y + i * w, w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const Vec<A> x = (load(content + i * p.content.row + j, count) - mean) * rstd;
         const Vec<A> inner = fma(x, broadcast(gamma), broadcast(beta));
         const Vec<A> sum = fma(load(gamma_style + i * p.gamma_style.row + j, count), inner,

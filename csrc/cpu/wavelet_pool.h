@@ -68,7 +68,7 @@ struct WaveletKernels {
       const T* const bottom = whole ? top + p.picture.row : p.odd == OddRule::kRepeat ? top : zeros.data();
       T* const out[4] = {bands[0] + r * p.band_w, bands[1] + r * p.band_w, bands[2] + r * p.band_w,
                          bands[3] + r * p.band_w};
-      for_aligned_vectors<A>(out[0], p.w / 2, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      map_vectors<A>(out[0], p.w / 2, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const auto [a, b] = pairs(top, j, count);
         const auto [c, d] = pairs(bottom, j, count);
         const BandValues<Vec<A>> y = pooled<Vec<A>>({a, b, c, d});
@@ -103,7 +103,7 @@ struct WaveletKernels {
       for (int k = 0; k < 4; ++k)
         in[k] = bands[k] + plane / p.c * p.bands[k].n + plane % p.c * p.bands[k].p + i * p.bands[k].row;
       const bool whole = 2 * i + 1 < p.h;
-      for_vectors<A>(p.w / 2, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      map_vectors<A>(in[0], p.w / 2, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         Block<Vec<A>> x = unpooled<Vec<A>>(
             {load(in[0] + j, count), load(in[1] + j, count), load(in[2] + j, count), load(in[3] + j, count)});
         if (!whole && repeat) x.a += x.c, x.b += x.d;

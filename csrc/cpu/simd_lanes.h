@@ -1,0 +1,258 @@
+// Parts of vectors, lanes that move, and loops a vector at a time. Included by simd_target.h.
+namespace stylekern::STYLEKERN_TARGET {
+
+// Lane numbers, in the integers that masks of Vec<A> are made of.
+template <class A>
+using Lanes = decltype(Vec<A>{} < Vec<A>{});
+template <class A, int... l>
+STYLEKERN_INLINE Lanes<A> lane_numbers(std::integer_sequence<int, l...>) {
+  return Lanes<A>{l...};
+}
+template <class A>
+STYLEKERN_INLINE Lanes<A> lane_numbers() {
+  return lane_numbers<A>(std::make_integer_sequence<int, kLanes<A>>());
+}
+
+// The `count` first lanes, the others zero; nothing is read or written beyond them.
+template <class T>
+STYLEKERN_INLINE Vec<Acc<T>> load_first(const T* p, int64_t count) {
+  T buffer[kLanes<Acc<T>>] = {};
+  std::memcpy(buffer, p, size_t(count) * sizeof(T));
+  return load(buffer);
+}
+template <class T>
+STYLEKERN_INLINE void store_first(T* p, Vec<Acc<T>> v, int64_t count) {
+  T buffer[kLanes<Acc<T>>];
+  store(buffer, v);
+  std::memcpy(p, buffer, size_t(count) * sizeof(T));
+}
+#if STYLEKERN_VECTOR_BYTES == 64
+STYLEKERN_INLINE Vec<float> load_first(const float* p, int64_t count) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+}
+STYLEKERN_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+}
+STYLEKERN_INLINE Vec<double> load_first(const double* p, int64_t count) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p);
+}
+STYLEKERN_INLINE void store_first(double* p, Vec<double> v, int64_t count) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), (__m512d)v);
+}
+template <class T>
+  requires(sizeof(T) == 2)
+STYLEKERN_INLINE Vec<float> load_first(const T* p, int64_t count) {
+  return from_bits((Vec16)_mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), p), T());
+}
+template <class T>
+  requires(sizeof(T) == 2)
+STYLEKERN_INLINE void store_first(T* p, Vec<float> v, int64_t count) {
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1), (__m256i)to_bits(v, T()));
+}
+#elif STYLEKERN_VECTOR_BYTES == 32
+STYLEKERN_INLINE Vec<float> load_first(const float* p, int64_t count) {
+  return (Vec<float>)_mm256_maskload_ps(p, (__m256i)(lane_numbers<float>() < int(count)));
+}
+STYLEKERN_INLINE Vec<double> load_first(const double* p, int64_t count) {
+  return (Vec<double>)_mm256_maskload_pd(p, (__m256i)(lane_numbers<double>() < count));
+}
+// In pieces: AMD's processors take a dozen cycles for a masked store.
+STYLEKERN_INLINE void store_first(float* p, Vec<float> v, int64_t count) {
+  if (count == 8) return store(p, v);
+  __m128 low = _mm256_castps256_ps128((__m256)v);
+  if (count & 4) _mm_storeu_ps(p, low), p += 4, low = _mm256_extractf128_ps((__m256)v, 1);
+  if (count & 2) _mm_storel_pi((__m64*)p, low), p += 2, low = _mm_movehl_ps(low, low);
+  if (count & 1) _mm_store_ss(p, low);
+}
+STYLEKERN_INLINE void store_first(double* p, Vec<double> v, int64_t count) {
+  if (count == 4) return store(p, v);
+  __m128d low = _mm256_castpd256_pd128((__m256d)v);
+  if (count & 2) _mm_storeu_pd(p, low), p += 2, low = _mm256_extractf128_pd((__m256d)v, 1);
+  if (count & 1) _mm_store_sd(p, low);
+}
+#endif
+
+// A lane whose number is not a constant; a copy in memory, so that v itself can stay in a register.
+template <class A>
+STYLEKERN_INLINE A get_lane(Vec<A> v, int64_t lane) {
+  A lanes[kLanes<A>];
+  store(lanes, v);
+  return lanes[lane];
+}
+template <class A>
+STYLEKERN_INLINE Vec<A> with_lane(Vec<A> v, int64_t lane, A value) {
+  return lane_numbers<A>() == int(lane) ? broadcast(value) : v;
+}
+// The `count` first lanes of a vector, the others zero.
+template <class A>
+STYLEKERN_INLINE Vec<A> first_lanes(Vec<A> v, int64_t count) {
+  return lane_numbers<A>() < int(count) ? v : Vec<A>{};
+}
+
+// Lanes j .. j + lanes - 1 of a row of w values, zero outside of the row.
+template <class T>
+STYLEKERN_INLINE Vec<Acc<T>> load_window(const T* row, int64_t j, int64_t w) {
+  constexpr int lanes = kLanes<Acc<T>>;
+  if (j >= 0 && j + lanes <= w) return load(row + j);
+  T buffer[lanes] = {};
+  const int64_t first = std::max<int64_t>(j, 0), last = std::min(j + lanes, w);
+  if (first < last) std::memcpy(buffer + (first - j), row + first, size_t(last - first) * sizeof(T));
+  return load(buffer);
+}
+#if STYLEKERN_VECTOR_BYTES == 64
+STYLEKERN_INLINE Vec<float> load_window(const float* row, int64_t j, int64_t w) {
+  const uint32_t below = j < 0 ? uint32_t(-j) : 0, end = uint32_t(std::clamp<int64_t>(w - j, 0, 16));
+  const uint32_t mask = below >= 16 ? 0 : ((1u << end) - 1) & ~((1u << below) - 1);
+  return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16(mask), row + j);  // masked lanes are not touched
+}
+#endif
+
+// Elements `first` to `first + lanes - 1` of two vectors side by side.
+template <int first, class V, int... l>
+STYLEKERN_INLINE V window(V a, V b, std::integer_sequence<int, l...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, first + l...);
+#else
+  return __builtin_shuffle(a, b, decltype(a < b){first + l...});
+#endif
+}
+// Lanes one up, the last lane of `before` entering below: lane l is element l - 1 of the row.
+template <class V>
+STYLEKERN_INLINE V shift_up(V before, V here) {
+  constexpr int lanes = sizeof(V) / sizeof(before[0]);
+  return window<lanes - 1>(before, here, std::make_integer_sequence<int, lanes>());
+}
+// Lanes one down, the first lane of `next` entering above: lane l is element l + 1 of the row.
+template <class V>
+STYLEKERN_INLINE V shift_down(V here, V next) {
+  return window<1>(here, next, std::make_integer_sequence<int, sizeof(V) / sizeof(here[0])>());
+}
+
+// The same at an end of a row: element `entering` of (here, zeros) enters.
+template <int entering, class V, int... l>
+STYLEKERN_INLINE V shift_up_at_end(V here, std::integer_sequence<int, l...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(here, V{}, (l == 0 ? entering : l - 1)...);
+#else
+  return __builtin_shuffle(here, V{}, decltype(here < here){(l == 0 ? entering : l - 1)...});
+#endif
+}
+template <int entering, class V, int... l>
+STYLEKERN_INLINE V shift_down_at_end(V here, std::integer_sequence<int, l...>) {
+  constexpr int end = sizeof...(l) - 1;
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(here, V{}, (l == end ? entering : l + 1)...);
+#else
+  return __builtin_shuffle(here, V{}, decltype(here < here){(l == end ? entering : l + 1)...});
+#endif
+}
+
+// Elements first, first + 2, ... of two vectors side by side.
+template <int first, class V, int... l>
+STYLEKERN_INLINE V every_other(V a, V b, std::integer_sequence<int, l...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, first + 2 * l...);
+#else
+  return __builtin_shuffle(a, b, decltype(a < b){first + 2 * l...});
+#endif
+}
+template <class V>
+STYLEKERN_INLINE V even_lanes(V a, V b) {
+  return every_other<0>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>());
+}
+template <class V>
+STYLEKERN_INLINE V odd_lanes(V a, V b) {
+  return every_other<1>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>());
+}
+// a0 b0 a1 b1 ..., from lane `first` of both on.
+template <int first, class V, int... l>
+STYLEKERN_INLINE V zipped(V a, V b, std::integer_sequence<int, l...>) {
+  constexpr int lanes = sizeof(V) / sizeof(a[0]);
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, (first + l / 2 + l % 2 * lanes)...);
+#else
+  return __builtin_shuffle(a, b, decltype(a < b){(first + l / 2 + l % 2 * lanes)...});
+#endif
+}
+template <class V>
+STYLEKERN_INLINE V zip_low(V a, V b) {
+  return zipped<0>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>());
+}
+template <class V>
+STYLEKERN_INLINE V zip_high(V a, V b) {
+  constexpr int lanes = sizeof(V) / sizeof(a[0]);
+  return zipped<lanes / 2>(a, b, std::make_integer_sequence<int, lanes>());
+}
+
+// Calls f(j, count) over [0, w): full vectors first, with count a constant that folds, then the rest.
+template <class A, class F>
+STYLEKERN_INLINE void for_vectors(int64_t w, F&& f) {
+  constexpr int lanes = kLanes<A>;
+  int64_t j = 0;
+  for (; j + lanes <= w; j += lanes) f(j, std::integral_constant<int, lanes>{});
+  if (j < w) f(j, w - j);
+}
+
+// The same for a map, which may compute a value twice: the last vector overlaps the one before instead of being cut
+// short, and the second overlaps the first where that makes all in between aligned in `to`. A plane of an odd number of
+// values would else put the next one's stores, and its loads from tensors of the same shape, across cache lines.
+template <class A, class T, class F>
+STYLEKERN_INLINE void map_vectors(const T* to, int64_t w, F&& f) {
+  constexpr int64_t lanes = kLanes<A>, size = lanes * sizeof(T);
+  if (w < lanes) {
+    if (w > 0) f(int64_t{0}, w);
+    return;
+  }
+  const int64_t past = int64_t(reinterpret_cast<uintptr_t>(to) % size), last = w - lanes;
+  int64_t j = 0, next = (size - past) / int64_t(sizeof(T));
+  for (; j < last; j = std::min(next, last), next += lanes) f(j, std::integral_constant<int, lanes>{});
+  f(last, std::integral_constant<int, lanes>{});
+}
+
+// load and store of a whole vector or of its first lanes, after the count that for_vectors hands over.
+template <class T, int lanes>
+STYLEKERN_INLINE Vec<Acc<T>> load(const T* p, std::integral_constant<int, lanes>) {
+  return load(p);
+}
+template <class T>
+STYLEKERN_INLINE Vec<Acc<T>> load(const T* p, int64_t count) {
+  return load_first(p, count);
+}
+template <class T, int lanes>
+STYLEKERN_INLINE void store(T* p, Vec<Acc<T>> v, std::integral_constant<int, lanes>) {
+  store(p, v);
+}
+template <class T>
+STYLEKERN_INLINE void store(T* p, Vec<Acc<T>> v, int64_t count) {
+  store_first(p, v, count);
+}
+
+// A store past the caches, to where worth_streaming() said. Half a cache line waits beside the caches for the other
+// half, and there is room for a few at a time (see streams_whole_lines()). Quarters, and what is left of a row, go the
+// usual way.
+template <class T, class N>
+STYLEKERN_INLINE void stream(T* p, Vec<Acc<T>> v, N count) {
+#if STYLEKERN_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float> && !std::is_same_v<N, int64_t>) return _mm512_stream_ps(p, (__m512)v);
+  if constexpr (std::is_same_v<T, double> && !std::is_same_v<N, int64_t>) return _mm512_stream_pd(p, (__m512d)v);
+#elif STYLEKERN_VECTOR_BYTES == 32
+  if constexpr (std::is_same_v<T, float> && !std::is_same_v<N, int64_t>) return _mm256_stream_ps(p, (__m256)v);
+  if constexpr (std::is_same_v<T, double> && !std::is_same_v<N, int64_t>) return _mm256_stream_pd(p, (__m256d)v);
+#endif
+  store(p, v, count);
+}
+template <class T, class N>
+STYLEKERN_INLINE void store_or_stream(T* p, Vec<Acc<T>> v, N count, bool streamed) {
+  if (streamed)
+    stream(p, v, count);
+  else
+    store(p, v, count);
+}
+// Orders streamed stores before whatever tells another thread that they are there.
+inline void finish_streams() {
+#if STYLEKERN_VECTOR_BYTES >= 32
+  _mm_sfence();
+#endif
+}
+
+}  // namespace stylekern::STYLEKERN_TARGET
