@@ -8,7 +8,7 @@ namespace stylekern {
 // The kernel must be contiguous, the input have dense rows.
 inline AdaConv make_adaconv(const Tensor& input, const Tensor& kernel, StringHandle padding_mode) {
   AdaConv p{};
-  p.padding = parse_padding(padding_mode);
+  p.padding = parse_padding(take_string(padding_mode));
   STD_TORCH_CHECK(input.dim() == 4 && kernel.dim() == 5,
                   "adaconv: input must be [N, C, H, W] and kernel [N, Co, C/G, kh, kw]");
   p.n = input.size(0), p.c = input.size(1), p.h = input.size(2), p.w = input.size(3);

@@ -10,6 +10,8 @@ inline FactorizedInstanceNorm make_factorized_instance_norm(const Tensor& conten
                                                             const Tensor& beta_ind, const Tensor& gamma_style,
                                                             int64_t correction) {
   STD_TORCH_CHECK(content.dim() == 4, "factorized_instance_norm: content must be [N, C, H, W]");
+  check_floating("content", content);
+  check_variance("content", content, correction);
   FactorizedInstanceNorm p{content.size(0), content.size(1), content.size(2), content.size(3), correction};
   check_shape("gamma_ind", gamma_ind, {p.c});
   check_shape("beta_ind", beta_ind, {p.c});

@@ -1,26 +1,25 @@
 // style_kernel_conv: from torch tensors to the problem that the kernels read, for CPU and CUDA.
-//
-// The public function has checked its arguments with better words; these checks keep a direct call of the registered
-// operator from reading outside of its tensors.
 #pragma once
 #include "style_kernel_conv.h"
 #include "torch_side.h"
 
 namespace stylekern {
 
-inline Composition parse_composition(StringHandle handle) {
-  const std::string name = take_string(handle);
+inline Composition parse_composition(const std::string& name) {
   STD_TORCH_CHECK(name == "sequential" || name == "outer", "composition must be sequential or outer, got ", name);
   return name == "outer" ? Composition::kOuter : Composition::kSequential;
 }
 
 inline StyleKernelConv make_problem(const Tensor& input, const Tensor& vertical, const Tensor& horizontal,
-                                    StringHandle padding_mode, StringHandle composition, bool normalize) {
+                                    const std::string& padding_mode, const std::string& composition, bool normalize,
+                                    int64_t correction) {
   StyleKernelConv p{};
   p.padding = parse_padding(padding_mode);
   p.composition = parse_composition(composition);
   STD_TORCH_CHECK(input.dim() == 4 && vertical.dim() == 5 && horizontal.dim() == 5,
                   "style_kernel_conv: input must be [N, C, H, W], vertical and horizontal [N, G, k, H, W]");
+  check_floating("input", input);
+  if (normalize) check_variance("input", input, correction);
   p.n = input.size(0), p.c = input.size(1), p.in_h = input.size(2), p.in_w = input.size(3);
   p.groups = vertical.size(1), p.h = vertical.size(3), p.w = vertical.size(4);
   p.kv = int(vertical.size(2)), p.kh = int(horizontal.size(2));

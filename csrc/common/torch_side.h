@@ -32,8 +32,8 @@ inline PlaneStrides plane_strides(const Tensor& x) {  // [N, P, H, W] or [N, P, 
   return {x.stride(0), x.stride(1), d == 5 ? x.stride(2) : 0, x.stride(d - 2)};
 }
 
-// Checks of arguments that the public function has checked with better words: they keep a direct call of a registered
-// operator from reading outside of its tensors.
+// Checks of arguments: they keep a direct call of a registered operator from reading outside of its tensors. Those of
+// operators with a `check` in Python refuse all that it refuses: it says why in better words, once they have.
 inline void check_shape(const char* name, const Tensor& x, std::initializer_list<int64_t> sizes) {
   bool fits = x.dim() == int64_t(sizes.size());
   for (int64_t d = 0; fits && d < x.dim(); ++d) fits = x.size(d) == sizes.begin()[d];
@@ -42,6 +42,20 @@ inline void check_shape(const char* name, const Tensor& x, std::initializer_list
 inline void check_dtype(const char* name, const Tensor& x, ScalarType dtype) {
   STD_TORCH_CHECK(x.scalar_type() == dtype, "stylekern: ", name, " must be of the dtype ",
                   torch::headeronly::toString(dtype));
+}
+
+inline void check_floating(const char* name, const Tensor& x) {
+  const ScalarType dtype = x.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+                      dtype == ScalarType::BFloat16,
+                  "stylekern: ", name, " must be float32, float64, float16 or bfloat16, got ",
+                  torch::headeronly::toString(dtype));
+}
+// Whether planes of x, [N, C, H, W], have enough positions for a variance with this correction.
+inline void check_variance(const char* name, const Tensor& x, int64_t correction) {
+  const int64_t positions = x.size(2) * x.size(3);
+  STD_TORCH_CHECK(x.numel() == 0 || positions > correction, "stylekern: the variance of ", name, "'s ", positions,
+                  " positions with correction ", correction, " is not defined");
 }
 
 // An uninitialised contiguous tensor on the device of another, of its dtype unless told otherwise.
@@ -94,8 +108,7 @@ inline void check_statistic(const char* name, const Tensor& x, const Tensor& sta
 }
 inline Tensor empty_statistic(const Tensor& x) { return empty_of(x, {x.size(0), x.size(1)}, accumulate_type(x)); }
 
-inline Padding parse_padding(StringHandle handle) {
-  const std::string name = take_string(handle);
+inline Padding parse_padding(const std::string& name) {
   if (name == "reflect") return Padding::kReflect;
   if (name == "replicate") return Padding::kReplicate;
   if (name == "zeros") return Padding::kZeros;

@@ -19,6 +19,7 @@ inline OddRule parse_odd(StringHandle handle) {
 // Picture to bands; the bands are new.
 inline WaveletPool make_pooling(const Tensor& picture, OddRule odd) {
   STD_TORCH_CHECK(picture.dim() == 4, "stylekern: the picture must be [N, C, H, W]");
+  check_floating("the picture", picture);
   const int64_t up = odd == OddRule::kDrop ? 0 : 1;
   WaveletPool p{picture.size(0), picture.size(1), picture.size(2), picture.size(3)};
   p.band_h = (p.h + up) / 2, p.band_w = (p.w + up) / 2, p.odd = odd;
@@ -30,6 +31,7 @@ inline WaveletPool make_pooling(const Tensor& picture, OddRule odd) {
 inline WaveletPool make_unpooling(const Bands& bands, int64_t height, int64_t width, OddRule odd) {
   const Tensor& ll = bands[0];
   STD_TORCH_CHECK(ll.dim() == 4, "stylekern: bands must be [N, C, h, w]");
+  check_floating("bands", ll);
   const int64_t up = odd == OddRule::kDrop ? 0 : 1;
   WaveletPool p{ll.size(0), ll.size(1), height, width, ll.size(2), ll.size(3), odd};
   STD_TORCH_CHECK(p.band_h == (height + up) / 2 && p.band_w == (width + up) / 2, "stylekern: bands of ", p.band_h,

@@ -100,8 +100,9 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertic
                                                      std::optional<Tensor> bias, StringHandle padding_mode,
                                                      StringHandle composition, bool normalize, double eps,
                                                      int64_t correction) {
+  const std::string padding = take_string(padding_mode), composed = take_string(composition);
   input = with_dense_rows(input), vertical = with_dense_rows(vertical), horizontal = with_dense_rows(horizontal);
-  StyleKernelConv p = make_problem(input, vertical, horizontal, padding_mode, composition, normalize);
+  StyleKernelConv p = make_problem(input, vertical, horizontal, padding, composed, normalize, correction);
   if (bias) {
     bias = with_dense_rows(*bias);
     set_bias(p, input, *bias);
@@ -131,9 +132,10 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv_backward(Tensor grad, Tenso
                                                               StringHandle padding_mode, StringHandle composition,
                                                               bool normalize, int64_t correction, bool need_input,
                                                               bool need_vertical, bool need_horizontal) {
+  const std::string padding = take_string(padding_mode), composed = take_string(composition);
   grad = with_dense_rows(grad), input = with_dense_rows(input);
   vertical = with_dense_rows(vertical), horizontal = with_dense_rows(horizontal);
-  StyleKernelConv p = make_problem(input, vertical, horizontal, padding_mode, composition, normalize);
+  StyleKernelConv p = make_problem(input, vertical, horizontal, padding, composed, normalize, correction);
   set_grad(p, input, grad);
   if (normalize) check_statistics(p, input, mean, rstd);
   const auto gradients = empty_gradients(p, input, need_input, need_vertical, need_horizontal);

@@ -13,9 +13,10 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertic
                                                      std::optional<Tensor> bias, StringHandle padding_mode,
                                                      StringHandle composition, bool normalize, double eps,
                                                      int64_t correction) {
+  const std::string padding = take_string(padding_mode), composed = take_string(composition);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   input = with_dense_rows(input), vertical = with_dense_rows(vertical), horizontal = with_dense_rows(horizontal);
-  StyleKernelConv p = make_problem(input, vertical, horizontal, padding_mode, composition, normalize);
+  StyleKernelConv p = make_problem(input, vertical, horizontal, padding, composed, normalize, correction);
   check_device(input, {&vertical, &horizontal});
   if (bias) {
     bias = with_dense_rows(*bias);
@@ -40,10 +41,11 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv_backward(Tensor grad, Tenso
                                                               StringHandle padding_mode, StringHandle composition,
                                                               bool normalize, int64_t correction, bool need_input,
                                                               bool need_vertical, bool need_horizontal) {
+  const std::string padding = take_string(padding_mode), composed = take_string(composition);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   grad = with_dense_rows(grad), input = with_dense_rows(input);
   vertical = with_dense_rows(vertical), horizontal = with_dense_rows(horizontal);
-  StyleKernelConv p = make_problem(input, vertical, horizontal, padding_mode, composition, normalize);
+  StyleKernelConv p = make_problem(input, vertical, horizontal, padding, composed, normalize, correction);
   set_grad(p, input, grad);
   check_device(input, {&grad, &vertical, &horizontal});
   if (normalize) {

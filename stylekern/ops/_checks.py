@@ -81,9 +81,14 @@ def check_variance(operator: str, name: str, x: Tensor, correction: int) -> None
         )
 
 
+def forward_mode_enabled() -> bool:
+    """Whether tensors can carry forward-mode tangents here."""
+    return forward_ad._current_level >= 0
+
+
 def refuse_forward_mode(operator: str, *tensors: Tensor | None) -> None:
     """Raises RuntimeError where a tensor carries a forward-mode tangent, which the kernels would drop in silence."""
-    if forward_ad._current_level < 0:
+    if not forward_mode_enabled():
         return
     for x in tensors:
         if x is not None and forward_ad.unpack_dual(x).tangent is not None:

@@ -11,34 +11,60 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.overrides import has_torch_function
 
 from stylekern import _backends, _library
-from stylekern.ops._checks import autocast_enabled
+from stylekern.ops._checks import autocast_enabled, forward_mode_enabled, refuse_forward_mode
 
 #: Torch's namespace for the ops of a backend. The compiled library defines its own, in C++.
 NAMESPACES = {"compiled": "stylekern", "triton": "stylekern_triton"}
 
+#: What `isinstance(x, Tensor)` need not be asked about: torch answers it itself, and takes its time.
+_OPTIONS = frozenset((bool, int, float, str, type(None)))
+
 _libraries = {"triton": torch.library.Library("stylekern_triton", "FRAGMENT")}
+
+
+def _is_seen(args: tuple[Any, ...]) -> bool:
+    """Whether something transforms or records the call itself: it gets the registered op."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or has_torch_function(args)  # whatever handles the call may record gradients of its own
+    )
 
 
 def _call(op: Callable[..., Any], recorded: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Calls an op, or `recorded` for tensors that record gradients, below torch's own autograd kernel for the op.
 
     That one is generic, written in Python, and enters the dispatcher once more: forward and backward of a small picture
-    would take half as long again. Whatever transforms or records the call itself gets the registered op.
+    would take half as long again.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or has_torch_function(args)  # whatever handles the call may record gradients of its own
-    ):
-        return op(*args)
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
-        return recorded(*args)
+    return op(*args) if _is_seen(args) else _call_unseen(op, recorded, args)
+
+
+def _call_unseen(op: Callable[..., Any], recorded: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    if torch.is_grad_enabled():
+        for x in args:
+            if type(x) not in _OPTIONS and isinstance(x, Tensor) and x.requires_grad:
+                return recorded(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
+
+
+def _are_plain(args: tuple[Any, ...]) -> bool:
+    """Whether all tensors are on the CPU, dense for all that torch's dispatcher tells, and are taken as they are."""
+    for x in args:
+        if type(x) in _OPTIONS:
+            continue
+        if type(x) is Tensor or type(x) is Parameter:
+            if not x.is_cpu:
+                return False
+        elif isinstance(x, Tensor):
+            return False
+    return not (autocast_enabled("cpu") or forward_mode_enabled() or torch._C._len_torch_dispatch_stack())
 
 
 @dataclass(frozen=True)
@@ -54,6 +80,9 @@ class Operator:
         setup_context: What the gradient formula keeps, as in `torch.autograd.Function`.
         backward: The gradient formula: `backward(ctx, run, *grads)`, where run is the backend's backward op.
         reference: The definition, in plain torch; returns the outputs alone.
+        check: Raises where the definition's arguments do not fit, in words for the user; returns the dtype to cast
+            tensors to under autocast, or None. What it refuses, the compiled op refuses too, in fewer words and less
+            time. None where the public function works on its arguments between its own checks and the call.
         outputs: How many of the schema's results are the function's own; the others are for the gradient formula.
         prepare: From the definition's arguments to the schema's, in plain torch, where they differ.
         preference: Backends, best first.
@@ -68,6 +97,7 @@ class Operator:
     setup_context: Callable[..., None]
     backward: Callable[..., tuple[Tensor | None, ...]]
     reference: Callable[..., Any]
+    check: Callable[..., torch.dtype | None] | None = None
     outputs: int = 1
     prepare: Callable[..., tuple[Any, ...]] | None = None
     preference: tuple[str, ...] = _backends.BACKENDS
@@ -90,7 +120,26 @@ class Operator:
         self._choices.update(_backends.choices(self.name, self.preference))
 
     def __call__(self, *args: Any) -> Any:
-        """Runs the definition's arguments on the backend that was chosen; the first one decides the device."""
+        """Checks the definition's arguments, and runs them on the backend that was chosen.
+
+        Raises:
+            What `check` raises; RuntimeError where the backend asked for by name cannot run.
+        """
+        if self.check is not None:
+            if not _is_seen(args) and self._choices.get((_backends.asked(), "cpu")) == "compiled" and _are_plain(args):
+                # The op's own checks take a tenth of the time.
+                try:
+                    return self._results(_call_unseen(self._ops["compiled"], self._recorded["compiled"], args))
+                except Exception:  # refused: `check` says why, or the second call says it again
+                    pass
+            cast = self.check(*args)
+            refuse_forward_mode(self.name, *(x for x in args if isinstance(x, Tensor)))
+            if cast is not None:
+                args = tuple(x.to(cast) if isinstance(x, Tensor) else x for x in args)
+        return self._run(args)
+
+    def _run(self, args: tuple[Any, ...]) -> Any:
+        """Runs arguments that were checked; the first one decides the device."""
         asked, device = _backends.asked(), args[0].device.type
         backend = self._choices.get((asked, device))
         if backend is None:
@@ -101,8 +150,11 @@ class Operator:
                 if self.prepare is None or backend == "reference":
                     return self._run_reference(args)
                 args = self.prepare(*args)
-        result = _call(self._ops[backend], self._recorded[backend], args)
-        if isinstance(result, Tensor):
+        return self._results(_call(self._ops[backend], self._recorded[backend], args))
+
+    def _results(self, result: Any) -> Any:
+        """The function's own among an op's results."""
+        if not isinstance(result, (tuple, list)):
             return result
         return result[0] if self.outputs == 1 else tuple(result[: self.outputs])
 

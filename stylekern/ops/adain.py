@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_tensors, check_variance, refuse_forward_mode, shape
+from stylekern.ops._checks import check_tensors, check_variance, shape
 from stylekern.ops._operator import Operator
 
 
@@ -38,6 +38,11 @@ def adain(content: Tensor, style: Tensor, *, eps: float = 1e-5, correction: int 
     Deterministic, forward and backward. Gradients once, for content and style: saved are these and their statistics.
     Under autocast both take the autocast dtype.
     """
+    output: Tensor = OPERATOR(content, style, eps, correction)
+    return output
+
+
+def _check(content: Tensor, style: Tensor, eps: float, correction: int) -> torch.dtype | None:
     tensors = (("content", content, 4, "[N, C, H, W]"), ("style", style, 4, "[N, C, Hs, Ws]"))
     cast = check_tensors("adain", tensors)
     if style.shape[:2] != content.shape[:2]:
@@ -50,11 +55,7 @@ def adain(content: Tensor, style: Tensor, *, eps: float = 1e-5, correction: int 
         check_variance("adain", "style", style, correction)
         if style.numel() == 0:
             raise ValueError(f"adain: style must have at least one position, got {shape(style)}")
-    refuse_forward_mode("adain", content, style)
-    if cast is not None:
-        content, style = content.to(cast), style.to(cast)
-    output: Tensor = OPERATOR(content, style, eps, correction)
-    return output
+    return cast
 
 
 def _fake(content: Tensor, style: Tensor, eps: float, correction: int) -> tuple[Tensor, ...]:
@@ -108,4 +109,5 @@ OPERATOR = Operator(
     setup_context=_setup_context,
     backward=_backward,
     reference=reference.adain,
+    check=_check,
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_tensors, check_variance, refuse_forward_mode, shape
+from stylekern.ops._checks import check_tensors, check_variance, shape
 from stylekern.ops._operator import Operator
 
 
@@ -50,6 +50,19 @@ def factorized_instance_norm(
     Deterministic, forward and backward. Gradients once, for all five tensors; saved are content, gamma_ind, beta_ind,
     gamma_style and the statistics. Under autocast all tensors take the autocast dtype.
     """
+    output: Tensor = OPERATOR(content, gamma_ind, beta_ind, gamma_style, beta_style, eps, correction)
+    return output
+
+
+def _check(
+    content: Tensor,
+    gamma_ind: Tensor,
+    beta_ind: Tensor,
+    gamma_style: Tensor,
+    beta_style: Tensor,
+    eps: float,
+    correction: int,
+) -> torch.dtype | None:
     tensors = (
         ("content", content, 4, "[N, C, H, W]"),
         ("gamma_ind", gamma_ind, 1, "[C]"),
@@ -65,12 +78,7 @@ def factorized_instance_norm(
                 f"factorized_instance_norm: {name} must be {list(wanted)} for content {shape(content)}, got {shape(x)}"
             )
     check_variance("factorized_instance_norm", "content", content, correction)
-    given = [x for _, x, _, _ in tensors]
-    refuse_forward_mode("factorized_instance_norm", *given)
-    if cast is not None:
-        given = [x.to(cast) for x in given]
-    output: Tensor = OPERATOR(*given, eps, correction)
-    return output
+    return cast
 
 
 def _fake(
@@ -145,4 +153,5 @@ OPERATOR = Operator(
     setup_context=_setup_context,
     backward=_backward,
     reference=reference.factorized_instance_norm,
+    check=_check,
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_option, check_tensors, check_variance, refuse_forward_mode, shape
+from stylekern.ops._checks import check_option, check_tensors, check_variance, shape
 from stylekern.ops._operator import Operator
 
 PADDING_MODES = ("reflect", "replicate", "zeros", "none")
@@ -66,6 +66,21 @@ def style_kernel_conv(
     Deterministic, forward and backward. Gradients once, for input, vertical, horizontal and bias: saved are the inputs,
     mean and reciprocal deviation; the rest is computed again. Under autocast all tensors take the autocast dtype.
     """
+    output: Tensor = OPERATOR(input, vertical, horizontal, bias, padding_mode, composition, normalize, eps, correction)
+    return output
+
+
+def _check(
+    input: Tensor,
+    vertical: Tensor,
+    horizontal: Tensor,
+    bias: Tensor | None,
+    padding_mode: str,
+    composition: str,
+    normalize: bool,
+    eps: float,
+    correction: int,
+) -> torch.dtype | None:
     tensors = (
         ("input", input, 4, "[N, C, H, W]"),
         ("vertical", vertical, 5, "[N, G, kv, H, W]"),
@@ -75,13 +90,7 @@ def style_kernel_conv(
     cast = check_tensors("style_kernel_conv", tensors[:3] if bias is None else tensors)
     _check_options(padding_mode, composition, normalize)
     _check_shapes(input, vertical, horizontal, bias, padding_mode, normalize, correction)
-    refuse_forward_mode("style_kernel_conv", input, vertical, horizontal, bias)
-    if cast is not None:
-        input, vertical, horizontal = input.to(cast), vertical.to(cast), horizontal.to(cast)
-        bias = None if bias is None else bias.to(cast)
-    args = (input, vertical, horizontal, bias, padding_mode, composition, normalize, eps, correction)
-    output: Tensor = OPERATOR(*args)
-    return output
+    return cast
 
 
 def _check_options(padding_mode: str, composition: str, normalize: bool) -> None:
@@ -217,4 +226,5 @@ OPERATOR = Operator(
     setup_context=_setup_context,
     backward=_backward,
     reference=reference.style_kernel_conv,
+    check=_check,
 )

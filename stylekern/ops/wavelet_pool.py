@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_option, check_tensors, refuse_forward_mode
+from stylekern.ops._checks import check_option, check_tensors
 from stylekern.ops._operator import Operator
 
 ODD = ("floor", "pad")
@@ -50,10 +51,13 @@ def wavelet_pool(input: Tensor, *, odd: str = "floor") -> WaveletBands:
     Deterministic, forward and backward. Gradient once, for the input, from all four bands in one pass: the transform is
     orthogonal, so that is `wavelet_unpool` of the bands' gradients. Under autocast the input takes the autocast dtype.
     """
+    return WaveletBands(*OPERATOR(input, odd))
+
+
+def _check(input: Tensor, odd: str) -> torch.dtype | None:
     cast = check_tensors("wavelet_pool", (("input", input, 4, "[N, C, H, W]"),))
     check_option("wavelet_pool", "odd", odd, ODD)
-    refuse_forward_mode("wavelet_pool", input)
-    return WaveletBands(*OPERATOR(input if cast is None else input.to(cast), odd))
+    return cast
 
 
 def _fake(input: Tensor, odd: str) -> tuple[Tensor, ...]:
@@ -84,5 +88,6 @@ OPERATOR = Operator(
     setup_context=_setup_context,
     backward=_backward,
     reference=reference.wavelet_pool,
+    check=_check,
     outputs=4,
 )

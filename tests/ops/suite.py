@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import inspect
+import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -331,6 +332,56 @@ class OperatorSuite:
         arguments, options = make()
         with pytest.raises(error, match=message):
             type(self).function(*arguments, **options)
+
+    def test_the_op_refuses_what_the_checks_refuse(self, compiled_op: Any) -> None:
+        """And nothing else: plain tensors go to the op first, and are checked when it refuses them."""
+        check = OPERATORS[self.name].check
+        if check is None:
+            pytest.skip("its public function checks before it calls the op")
+        chance, refused = random.Random(0), 0
+        for _ in range(400):
+            arguments = [self.changed(x, chance) for x in self.op_arguments(self.cases[self.typical]())]
+            errors: list[Exception | None] = []
+            for function in (check, compiled_op):
+                try:
+                    function(*arguments)
+                    errors.append(None)
+                except Exception as error:
+                    errors.append(error)
+            described = [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in arguments]
+            assert (errors[0] is None) == (errors[1] is None), (described, errors)
+            refused += errors[0] is not None
+        assert 40 < refused < 360
+
+    @staticmethod
+    def changed(x: Any, chance: random.Random) -> Any:
+        """An argument that mostly stays as it is."""
+        if chance.random() < 0.7:
+            return x
+        if isinstance(x, bool):
+            return not x
+        if isinstance(x, int):
+            return chance.choice([0, 1, 10**6])
+        if isinstance(x, str):
+            return chance.choice(
+                ["reflect", "replicate", "zeros", "none", "sequential", "outer", "floor", "pad", "bad"]
+            )
+        if not isinstance(x, Tensor):
+            return x
+        x, d = x.detach(), chance.randrange(x.dim())
+        return chance.choice(
+            [
+                x.narrow(d, 0, 0),
+                x.narrow(d, 0, 1),
+                torch.cat([x, x], d),
+                x.transpose(d, chance.randrange(x.dim())),
+                x.select(d, 0),
+                x.unsqueeze(d),
+                x.float(),
+                x.int(),
+                x.bool()[..., :0],
+            ]
+        )
 
     @pytest.mark.cuda
     def test_runs_on_the_current_stream(self) -> None:
