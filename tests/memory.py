@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 #: Defines `peak()`. Of the process itself: what getrusage tells may be its parent's.
 PEAK = """
@@ -15,6 +16,7 @@ def peak():
 
 def measured(code: str) -> int:
     """The number that the code, which knows `peak()`, prints."""
-    result = subprocess.run([sys.executable, "-c", PEAK + code], capture_output=True, text=True)
+    root = Path(__file__).parent.parent  # from where the code can import the tests' modules
+    result = subprocess.run([sys.executable, "-c", PEAK + code], capture_output=True, text=True, cwd=root)
     assert result.returncode == 0, result.stderr
     return int(result.stdout)
