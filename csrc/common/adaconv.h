@@ -23,6 +23,7 @@ struct AdaConv {
   STYLEKERN_HD int64_t group_out() const { return out_c / groups; }
   STYLEKERN_HD int top() const { return kh / 2; }
   STYLEKERN_HD int left() const { return kw / 2; }
+  bool depthwise_3x3() const { return groups == c && kh == 3 && kw == 3; }
 };
 
 }  // namespace stylekern

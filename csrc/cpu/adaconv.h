@@ -73,7 +73,7 @@ class AdaConvForward {
 
   // Rows [row0, row1) of a sample and group.
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1) {
-    if (p_.kh == 3 && p_.kw == 3 && p_.group_in() == 1 && p_.w > kLanes<A>) return depthwise(n, g, row0, row1);
+    if (p_.depthwise_3x3() && p_.w > kLanes<A>) return depthwise(n, g, row0, row1);
     const int64_t tile = x_.tile();
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);
