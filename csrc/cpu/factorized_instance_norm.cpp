@@ -82,7 +82,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> factorized_instance_norm_backward(Ten
     const bool flat = p.content.row == p.w && p.gamma_style.row == p.w && p.grad.row == p.w;
     const int64_t bytes = (grad_content.numel() + grad_gamma_style.numel()) * int64_t(sizeof(T));
     const int64_t row_bytes = stream_row_bytes(p.h, p.w, flat ? p.w : 0, sizeof(T));
-    args.streamed = worth_streaming(args.grad_content, bytes, row_bytes, p.h * p.w * int64_t(sizeof(T))) &&
+    args.streamed = streams_whole_lines() &&
+                    worth_streaming(args.grad_content, bytes, row_bytes, p.h * p.w * int64_t(sizeof(T))) &&
                     worth_streaming(args.grad_gamma_style, bytes, row_bytes, p.h * p.w * int64_t(sizeof(T)));
 #define STYLEKERN_CALL(target)                                               \
   parallel_for(p.planes(), 8 * p.h * p.w, [&](int64_t first, int64_t last) { \
