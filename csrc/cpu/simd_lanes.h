@@ -228,16 +228,20 @@ STYLEKERN_INLINE void store(T* p, Vec<Acc<T>> v, int64_t count) {
 }
 
 // A store past the caches, to where worth_streaming() said. Half a cache line waits beside the caches for the other
-// half, and there is room for a few at a time (see streams_whole_lines()). Quarters, and what is left of a row, go the
-// usual way.
+// half, and there is room for a few at a time (see streams_whole_lines()). Quarters, what is left of a row, and vectors
+// that are not aligned, as where bands of odd rows begin and vectors overlap, go the usual way.
 template <class T, class N>
 STYLEKERN_INLINE void stream(T* p, Vec<Acc<T>> v, N count) {
+#if STYLEKERN_VECTOR_BYTES >= 32
+  if constexpr (sizeof(T) >= 4 && !std::is_same_v<N, int64_t>) {
+    if (reinterpret_cast<uintptr_t>(p) % kBytes == 0) {
 #if STYLEKERN_VECTOR_BYTES == 64
-  if constexpr (std::is_same_v<T, float> && !std::is_same_v<N, int64_t>) return _mm512_stream_ps(p, (__m512)v);
-  if constexpr (std::is_same_v<T, double> && !std::is_same_v<N, int64_t>) return _mm512_stream_pd(p, (__m512d)v);
-#elif STYLEKERN_VECTOR_BYTES == 32
-  if constexpr (std::is_same_v<T, float> && !std::is_same_v<N, int64_t>) return _mm256_stream_ps(p, (__m256)v);
-  if constexpr (std::is_same_v<T, double> && !std::is_same_v<N, int64_t>) return _mm256_stream_pd(p, (__m256d)v);
+      return _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#else
+      return _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#endif
+    }
+  }
 #endif
   store(p, v, count);
 }

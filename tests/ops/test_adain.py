@@ -91,6 +91,10 @@ class TestAdain(OperatorSuite):
     def test_results_too_large_for_a_cache(self, dtype: torch.dtype, h: int, w: int) -> None:
         self.check(make(n=2, c=9, h=h, w=w, hs=h, ws=w), "cpu", dtype)
 
+    def test_large_results_in_bands_of_odd_rows(self) -> None:
+        """Of a plane alone, whose bands begin and end within a cache line."""
+        self.check(make(n=1, c=1, h=16 * 4097, w=67, hs=2, ws=3), "cpu", torch.float32)
+
     def test_a_direct_call_of_the_registered_op_reads_nothing_outside(self, compiled_op: Any) -> None:
         x = torch.ones(1, 2, 3, 3)
         for style in (x[0], x[:, :1], x.double(), x[..., :0]):

@@ -88,6 +88,9 @@ class TestWaveletUnpool(OperatorSuite):
     def test_results_too_large_for_a_cache(self, dtype: torch.dtype, h: int, w: int) -> None:
         self.check(make(n=2, c=9, h=h, w=w), "cpu", dtype)
 
+    def test_large_results_of_misaligned_bands(self) -> None:
+        self.check(make(n=2, c=9, h=950, w=64), "cpu", torch.float32, "misaligned")
+
     def test_a_direct_call_of_the_registered_op_reads_nothing_outside(self, compiled_op: Any) -> None:
         band = torch.ones(1, 1, 2, 2)
         with pytest.raises(RuntimeError, match="do not make a picture"):
