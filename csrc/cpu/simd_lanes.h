@@ -194,16 +194,16 @@ STYLEKERN_INLINE void for_vectors(int64_t w, F&& f) {
 }
 
 // The same for a map, which may compute a value twice: the last vector overlaps the one before instead of being cut
-// short, and the second overlaps the first where that makes all in between aligned in `to`. A plane of an odd number of
+// short, and the second overlaps the first where that makes all in between aligned in `row`. A plane of an odd number of
 // values would else put the next one's stores, and its loads from tensors of the same shape, across cache lines.
 template <class A, class T, class F>
-STYLEKERN_INLINE void map_vectors(const T* to, int64_t w, F&& f) {
+STYLEKERN_INLINE void map_vectors(const T* row, int64_t w, F&& f) {
   constexpr int64_t lanes = kLanes<A>, size = lanes * sizeof(T);
   if (w < lanes) {
     if (w > 0) f(int64_t{0}, w);
     return;
   }
-  const int64_t past = int64_t(reinterpret_cast<uintptr_t>(to) % size), last = w - lanes;
+  const int64_t past = int64_t(reinterpret_cast<uintptr_t>(row) % size), last = w - lanes;
   int64_t j = 0, next = (size - past) / int64_t(sizeof(T));
   for (; j < last; j = std::min(next, last), next += lanes) f(j, std::integral_constant<int, lanes>{});
   f(last, std::integral_constant<int, lanes>{});
