@@ -194,8 +194,8 @@ STYLEKERN_INLINE void for_vectors(int64_t w, F&& f) {
 }
 
 // The same for a map, which may compute a value twice: the last vector overlaps the one before instead of being cut
-// short, and the second overlaps the first where that makes all in between aligned in `row`. A plane of an odd number of
-// values would else put the next one's stores, and its loads from tensors of the same shape, across cache lines.
+// short, and the second overlaps the first where that makes all in between aligned in `row`. A plane of an odd number
+// of values would else put the next one's stores, and its loads from tensors of the same shape, across cache lines.
 template <class A, class T, class F>
 STYLEKERN_INLINE void map_vectors(const T* row, int64_t w, F&& f) {
   constexpr int64_t lanes = kLanes<A>, size = lanes * sizeof(T);
