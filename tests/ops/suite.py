@@ -34,7 +34,6 @@ class OperatorSuite:
     cases: dict[str, Callable[[], Case]]
     typical: str  # the case that the tests of layouts, dtypes and torch's features use
     threaded: dict[str, Callable[[], Case]]  # large enough for several threads, cut in all ways there are
-    long_in_the_interpreter: tuple[str, ...] = ()  # cases that others stand for there; a GPU runs them
     products_of_torch = False  # whether its CPU kernels hand matrix products to torch
     bad: dict[str, tuple[Callable[[], tuple[tuple[Any, ...], dict[str, Any]]], type[Exception], str]]
 
@@ -89,8 +88,6 @@ class OperatorSuite:
         return str(request.param)
 
     def test_equals_the_definition(self, case_name: str, backend: str, device: str) -> None:
-        if backend == "triton" and device == "cpu" and case_name in self.long_in_the_interpreter:
-            pytest.skip("takes minutes in Triton's interpreter")
         self.check(self.cases[case_name](), device, torch.float32)
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)

@@ -62,14 +62,12 @@ class TestAdaconv(OperatorSuite):
         "eight-a-group": lambda: make(n=1, c=8, co=24, size=8, h=11, w=21),
         "odd-groups": lambda: make(n=1, c=14, co=14, size=7, h=4, w=33, padding_mode="replicate"),
         "two-steps": lambda: make(c=32, co=48, size=16, h=4, w=5),
-        "two-steps-in-a-row": lambda: make(c=32, co=48, size=16, k=(1, 3), h=4, w=5),
         "one-row": lambda: make(n=1, c=2, co=2, h=1, w=40, padding_mode="zeros"),
         "empty-batch": lambda: make(n=0),
         "empty-height": lambda: make(h=0),
         "no-channels": lambda: make(c=0, co=0),
     }
     typical = "two-a-group"
-    long_in_the_interpreter = ("two-steps",)  # those in a row are not
     threaded = {
         "whole-groups": lambda: make(c=32, co=32, size=2, h=33, w=50),
         "bands-of-a-group": lambda: make(n=1, c=8, co=8, size=8, h=70, w=50),

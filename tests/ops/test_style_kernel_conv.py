@@ -89,7 +89,6 @@ class TestStyleKernelConv(OperatorSuite):
     reference = staticmethod(reference.style_kernel_conv)
     cases = cases()
     typical = "sequential-reflect-normalize"
-    long_in_the_interpreter = ("51-taps-outer",)  # 51 x 3 and 3 x 51 taps are not
     threaded = {
         "few-planes": lambda: make(n=1, c=4, g=1, h=90, w=70, normalize=True),
         "few-planes-short-rows": lambda: make(n=1, c=3, g=3, h=150, w=32, normalize=True),
