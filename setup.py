@@ -13,7 +13,7 @@ extensions = build_library.extensions()
 setup(
     ext_modules=extensions,
     cmdclass={"build_ext": build_library.BuildLibrary},
-    packages=[*find_packages(include=["stylekern", "stylekern.*"]), "stylekern.triton_kernels"],
+    packages=sorted({*find_packages(include=["stylekern", "stylekern.*"]), "stylekern.triton_kernels"}),
     # A top-level `triton_kernels` belongs to another project; the folder is installed inside of the package.
     package_dir={"stylekern.triton_kernels": "triton_kernels"},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if extensions else {},

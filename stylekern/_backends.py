@@ -72,6 +72,8 @@ def why_no_triton(operator: str, device: str) -> str | None:
     """Why Triton cannot serve an operator on a device type; None where it can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if importlib.util.find_spec("stylekern.triton_kernels") is None:
+        return "imported from the sources, which have the Triton kernels elsewhere (pip install --editable .)"
     if importlib.util.find_spec(f"stylekern.triton_kernels.{operator}") is None:
         return "it has no Triton kernel"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":

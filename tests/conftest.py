@@ -14,6 +14,8 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch asks of deterministic products on a GPU
+torch.backends.cudnn.allow_tf32 = False
 torch.set_num_threads(2)
 
 

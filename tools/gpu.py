@@ -1,21 +1,27 @@
 """Everything that needs a GPU, in one go: build in place, test, sanitize, time. Run by `make gpu`.
 
-It uses the python3 and torch that it finds, no network, and at most eight minutes. What it measures is written to
-benchmarks/results/<gpu>.json with GPU, driver, versions and commit.
+It uses the python3 and torch that it finds, no network, and at most eight minutes. Tests and sanitizers run beside each
+other; timing, at the end, alone. What is measured is written to benchmarks/results/<gpu>.json with GPU, driver,
+versions and commit, what each step printed to build/gpu/<step>.log.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+LOGS = ROOT / "build" / "gpu"
 BUDGET = 8 * 60
+LINES = {"info": 40, "benchmarks": 130}  # the ends of logs that are printed; of others three
 START = time.monotonic()
 
 # Every operator, forward and backward: rows of 16 bytes and of any length, kernels of known and of any size.
@@ -60,14 +66,24 @@ if device == "cuda":
 
 
 def step(name: str, command: list[str], environment: dict[str, str] | None = None) -> bool:
-    """Runs a command from the repository root within what is left of the budget; says how it went."""
-    left = BUDGET - (time.monotonic() - START)
-    print(f"== {name} ({left:.0f} s left)", flush=True)
-    try:
-        code = subprocess.call(command, cwd=ROOT, timeout=max(left, 1), env={**os.environ, **(environment or {})})
-    except subprocess.TimeoutExpired:
-        code = -1
-    print(f"== {name}: {'passed' if code == 0 else f'FAILED ({code})'}", flush=True)
+    """Runs a command from the repository root within what is left of the budget; prints the end of what it printed."""
+    start, log = time.monotonic(), LOGS / f"{name}.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **(environment or {})}, stdout=file, stderr=subprocess.STDOUT
+        )
+        try:
+            code = process.wait(max(BUDGET - (start - START), 1))
+            result = "passed" if code == 0 else f"FAILED ({code})"
+        except subprocess.TimeoutExpired:
+            code, result = -1, "FAILED: the time is over"
+            process.send_signal(signal.SIGINT)  # pytest then reports what it has
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+    last = log.read_text(errors="replace").splitlines()[-(LINES.get(name, 3) if code == 0 else 60) :]
+    print("\n".join([f"== {name}: {result} after {time.monotonic() - start:.0f} s", *last]), flush=True)
     return code == 0
 
 
@@ -79,6 +95,26 @@ def output(*command: str) -> str:
         return ""
 
 
+def checks(python: str) -> list[tuple[str, list[str], dict[str, str]]]:
+    """What may run side by side: the operators' tests, each sanitizer, and the benchmarks without timing.
+
+    Those compile what they compare with, which torch keeps for the run that times.
+    """
+    pytest = [python, "-m", "pytest", "-q"]
+    workers = ["-n", str(max((os.cpu_count() or 1) * 3 // 8, 1))] if importlib.util.find_spec("xdist") else []
+    found = [
+        ("tests", [*pytest, *workers, "-m", "cuda or not slow", "-k", "cuda and not two_billion", "tests/ops"], {}),
+        ("large-tensors", [*pytest, "-k", "two_billion", "tests/ops"], {}),  # one at a time: they take up to 30 GB
+        ("benchmarks-untimed", [*pytest, *workers, "--benchmark-disable", "benchmarks"], {}),
+    ]
+    if shutil.which("compute-sanitizer"):
+        for backend in ("auto", "triton"):  # compiled where there is such a kernel, which is not so for each operator
+            for tool in ("memcheck", "racecheck"):
+                command = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", python, "-c", SANITIZED]
+                found.append((f"{tool}-{backend}", command, {"STYLEKERN_BACKEND": backend}))
+    return found
+
+
 def main() -> int:
     """Exit status: 0 where every step passed."""
     gpu = output("nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader").splitlines()
@@ -87,22 +123,22 @@ def main() -> int:
         return 1
     name, driver, capability = (field.strip() for field in gpu[0].split(","))
     python, results = sys.executable, ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
+    for folder in (LOGS, results):
+        folder.mkdir(parents=True, exist_ok=True)
+    # Where an installation has the Triton kernels. Nothing is installed here: the python3 is not ours.
+    if not (ROOT / "stylekern" / "triton_kernels").exists():
+        (ROOT / "stylekern" / "triton_kernels").symlink_to("../triton_kernels")
     report = results / f"{name.replace(' ', '_')}.json"
     build = {"STYLEKERN_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", capability)}
     passed = [
         step("build", [python, "setup.py", "build_ext", "--inplace"], build),
         step("info", [python, "-m", "stylekern", "info"]),
-        step("tests", [python, "-m", "pytest", "-q", "-m", "cuda or not slow", "-k", "cuda", "tests/ops"]),
     ]
-    if shutil.which("compute-sanitizer"):
-        for backend in ("compiled", "triton"):
-            for tool in ("memcheck", "racecheck"):
-                command = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", python, "-c", SANITIZED]
-                passed.append(step(f"{tool}, {backend}", command, {"STYLEKERN_BACKEND": backend}))
+    with ThreadPoolExecutor() as pool:
+        passed += pool.map(lambda check: step(*check), checks(python))
     bench = [python, "-m", "pytest", "-q", "benchmarks", "--benchmark-only", f"--benchmark-json={report}"]
     passed.append(step("benchmarks", bench))
-    if report.is_file():
+    if report.is_file() and report.stat().st_size:
         data = json.loads(report.read_text())
         data["gpu"] = {"name": name, "driver": driver, "compute_capability": capability}
         data["commit"] = output("git", "rev-parse", "HEAD")

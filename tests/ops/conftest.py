@@ -11,7 +11,8 @@ import torch
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """torch.empty gives NaN, so that a value which no kernel writes cannot pass."""
-    torch.use_deterministic_algorithms(True)
+    # On a GPU the gradients of torch's own padding, which the reference uses, have no deterministic algorithm.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     yield
     torch.use_deterministic_algorithms(False)
 

@@ -21,11 +21,12 @@ from stylekern import _backends
 from stylekern.ops import OPERATORS
 
 from .cases import LAYOUTS, TOLERANCE, Case, assert_close, differentiable, outputs, relative_error
+from .cuda_suite import CudaSuite
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
-class OperatorSuite:
+class OperatorSuite(CudaSuite):
     """Subclasses set the operator's name, its functions, and its cases."""
 
     name: str
@@ -39,7 +40,8 @@ class OperatorSuite:
 
     @pytest.fixture(params=["compiled", "triton", "reference"])
     def backend(self, request: pytest.FixtureRequest) -> Iterator[str]:
-        reason = _backends.why_not(request.param, self.name, "cuda" if torch.cuda.is_available() else "cpu")
+        device = request.getfixturevalue("device") if "device" in request.fixturenames else "cpu"
+        reason = _backends.why_not(request.param, self.name, device)
         if reason:
             pytest.skip(f"{request.param}: {reason}")
         with stylekern.use_backend(request.param):
@@ -371,18 +373,6 @@ class OperatorSuite:
         x, d = x.detach(), chance.randrange(x.dim())
         others = [x.narrow(d, 0, 0), x.narrow(d, 0, 1), torch.cat([x, x], d), x.transpose(d, chance.randrange(x.dim()))]
         return chance.choice([*others, x.select(d, 0), x.unsqueeze(d), x.float(), x.int(), x.bool()[..., :0]])
-
-    @pytest.mark.cuda
-    def test_runs_on_the_current_stream(self) -> None:
-        case = self.cases[self.typical]().to("cuda", torch.float32)
-        expected = self.call(case)
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            torch.cuda._sleep(50_000_000)  # long enough that a launch on another stream would overtake the copies
-            late = {k: None if x is None else x.detach().clone() for k, x in case.tensors.items()}
-            given = self.call(Case(late, case.options))
-        stream.synchronize()
-        assert all(map(torch.equal, given, expected))
 
     def test_is_in_the_table(self) -> None:
         assert self.name in OPERATORS
