@@ -14,7 +14,10 @@ from stylekern.ops import wavelet_pool
 
 from .kit import DEVICE, compare
 
-SIGNS = torch.tensor([[1.0, 1, 1, 1], [-1, 1, -1, 1], [-1, -1, 1, 1], [1, -1, -1, 1]]).view(4, 1, 1, 2, 2) / 2
+SIGNS = (
+    torch.tensor([[1.0, 1, 1, 1], [-1, 1, -1, 1], [-1, -1, 1, 1], [1, -1, -1, 1]], device=DEVICE).view(4, 1, 1, 2, 2)
+    / 2
+)
 
 
 def strided(x: Tensor) -> tuple[Tensor, ...]:

@@ -68,14 +68,15 @@ STYLEKERN_DEVICE void store(T* p, const Vec<T, V>& x) {
   *reinterpret_cast<Vec<T, V>*>(p) = x;
 }
 
-// To global memory. nvcc takes some of the plain 16-byte stores apart into their members; these it cannot.
+// To global memory. nvcc takes some of the plain wide stores apart into their members; these it cannot.
 template <class T, int V>
 STYLEKERN_DEVICE void store_global(T* p, const Vec<T, V>& x) {
-  if constexpr (sizeof(x) % sizeof(uint4) == 0) {
-    uint4 words[sizeof(x) / sizeof(uint4)];
+  if constexpr (sizeof(x) % sizeof(uint2) == 0) {
+    using Word = std::conditional_t<sizeof(x) % sizeof(uint4) == 0, uint4, uint2>;
+    Word words[sizeof(x) / sizeof(Word)];
     memcpy(words, &x, sizeof(x));
 #pragma unroll
-    for (size_t k = 0; k < sizeof(x) / sizeof(uint4); ++k) __stwb(reinterpret_cast<uint4*>(p) + k, words[k]);
+    for (size_t k = 0; k < sizeof(x) / sizeof(Word); ++k) __stwb(reinterpret_cast<Word*>(p) + k, words[k]);
   } else {
     store(p, x);
   }
@@ -128,19 +129,53 @@ cudaError_t with_width(bool wide, F f) {
 // Blocks of a launch that strides over `count` pieces of work. One dimension, because gridDim.y and z end at 65535.
 STYLEKERN_HD unsigned grid_of(int64_t count) { return unsigned(count < 2147483647 ? count : 2147483647); }
 
+// A divisor that is known before the launch: dividing by it is a multiplication, where the hardware would take a
+// hundred cycles for 64 bits. Exact for dividends in [0, 2^63).
+struct Divisor {
+  uint64_t factor = 0;
+  int64_t value = 1;
+  int shift = 0;
+
+  Divisor() = default;
+  explicit Divisor(int64_t divisor) : value(divisor) {
+    if (value <= 1) return;
+    int bits = 0;
+    while ((int64_t(1) << bits) < value) ++bits;
+    factor = uint64_t(((unsigned __int128)(1) << (63 + bits)) / uint64_t(value)) + 1;
+    shift = bits - 1;
+  }
+
+  STYLEKERN_HD int64_t quotient(int64_t x) const {
+    if (value <= 1) return x;
+#ifdef __CUDA_ARCH__
+    return int64_t(__umul64hi(factor, uint64_t(x)) >> shift);
+#else
+    return int64_t(uint64_t(((unsigned __int128)(factor)*uint64_t(x)) >> 64) >> shift);
+#endif
+  }
+  // The remainder; x becomes the quotient.
+  STYLEKERN_HD int64_t split(int64_t& x) const {
+    const int64_t q = quotient(x), rest = x - q * value;
+    x = q;
+    return rest;
+  }
+};
+
 // How the blocks cut [planes, h, w]: a block is threads_y rows of threads_x vectors, one vector a thread. Next to
 // another block, `halo_y` rows and `halo_x` vectors on each side belong to the neighbour: their threads stage what
 // the block's own threads read, and write nothing.
 struct Tiling {
   int threads_x, threads_y, halo_x, halo_y;
   int64_t planes, tiles_y, tiles_x;
+  Divisor by_y, by_x;  // tiles_y and tiles_x
 
   STYLEKERN_HD int64_t tiles() const { return planes * tiles_y * tiles_x; }
   STYLEKERN_HD unsigned blocks() const { return grid_of(tiles()); }
   STYLEKERN_HD int threads() const { return threads_x * threads_y; }
 };
 
-// Tiles of at most max_x by max_threads / max_x threads; a plane that fits into one needs no halo.
+// Tiles of at most max_x by max_threads / max_x threads, of one size as far as it goes; a plane that fits into one
+// needs no halo.
 inline Tiling make_tiling(int64_t planes, int64_t h, int64_t w, int v, int max_x, int max_threads, int halo_rows,
                           int halo_columns) {
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
@@ -154,6 +189,8 @@ inline Tiling make_tiling(int64_t planes, int64_t h, int64_t w, int v, int max_x
   t.threads_y = int(h <= max_y ? (h > 0 ? h : 1) : max_y);
   t.tiles_x = ceil_div(vectors, t.threads_x - 2 * t.halo_x);
   t.tiles_y = ceil_div(h, t.threads_y - 2 * t.halo_y);
+  if (t.halo_y > 0) t.threads_y = int(ceil_div(h, t.tiles_y)) + 2 * t.halo_y;
+  t.by_y = Divisor(t.tiles_y), t.by_x = Divisor(t.tiles_x);
   return t;
 }
 
@@ -167,10 +204,10 @@ struct Place {
 template <int V>
 STYLEKERN_DEVICE Place place(const Tiling& t, int64_t tile, int64_t h, int64_t w) {
   const int x = threadIdx.x, y = threadIdx.y;
-  const int64_t tile_x = tile % t.tiles_x, rest = tile / t.tiles_x;
+  const int64_t tile_x = t.by_x.split(tile), tile_y = t.by_y.split(tile);
   Place p;
-  p.plane = rest / t.tiles_y;
-  p.i = (rest % t.tiles_y) * (t.threads_y - 2 * t.halo_y) - t.halo_y + y;
+  p.plane = tile;
+  p.i = tile_y * (t.threads_y - 2 * t.halo_y) - t.halo_y + y;
   p.j = (tile_x * (t.threads_x - 2 * t.halo_x) - t.halo_x + x) * V;
   p.inside = p.i >= 0 && p.i < h && p.j >= 0 && p.j < w;
   p.owns = p.inside && x >= t.halo_x && x < t.threads_x - t.halo_x && y >= t.halo_y && y < t.threads_y - t.halo_y;

@@ -25,6 +25,17 @@ STYLEKERN_DEVICE Plane<T> input_plane(const StyleKernelConv& p, const T* input, 
   return normalized_plane(input, p.input, p.c, n, c, mean, rstd);
 }
 
+// From a plane of all samples to its sample and channel, and from the channel to its filter group and part of the bias.
+struct Channels {
+  Divisor channels, groups, per_group, per_part;
+
+  explicit Channels(const StyleKernelConv& p)
+      : channels(p.c),
+        groups(p.groups),
+        per_group(p.groups > 0 ? p.channels_per_group() : 1),
+        per_part(p.bias_groups > 0 ? p.c / p.bias_groups : 1) {}
+};
+
 // First tap of a filter at row i, column j.
 template <class T>
 STYLEKERN_DEVICE const T* filter_at(const T* filter, const PlaneStrides& s, int64_t n, int64_t g, int64_t i,
@@ -85,8 +96,8 @@ STYLEKERN_DEVICE void correlate(Vec<A, V>& y, int taps, int64_t j, const Vec<A, 
 inline constexpr int kForwardThreads = 256;
 
 template <class T, int V, int K>
-__global__ void __launch_bounds__(kForwardThreads, 2)
-    style_kernel_conv_fwd_kernel(StyleKernelConv p, Tiling tiling, const T* input, const T* vertical,
+__global__ void __launch_bounds__(kForwardThreads, 3)
+    style_kernel_conv_fwd_kernel(StyleKernelConv p, Tiling tiling, Channels by, const T* input, const T* vertical,
                                  const T* horizontal, const T* bias, const Acc<T>* mean, const Acc<T>* rstd,
                                  T* output) {
   using A = Acc<T>;
@@ -95,15 +106,15 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   A* const t_own = t + (int64_t(threadIdx.y) * blockDim.x + threadIdx.x) * V;
   for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
     const Place at = place<V>(tiling, tile, p.h, p.w);
-    const int64_t n = at.plane / p.c, c = at.plane % p.c, g = c / p.channels_per_group();
+    int64_t n = at.plane;
+    const int64_t c = by.channels.split(n), g = by.per_group.quotient(c);
     const T* v = filter_at(vertical, p.vertical, n, g, at.i, at.j);
     Taps<T, V, K> h;
     Vec<A, V> y = zeros<A, V>(), own = zeros<A, V>();
     if (at.inside) {
       h.request(filter_at(horizontal, p.horizontal, n, g, at.i, at.j), p.horizontal.tap);
       if (bias) {
-        const int64_t part = c / (p.c / p.bias_groups);
-        y = to_acc(load<V>(filter_at(bias, p.bias, n, part, at.i, at.j)));
+        y = to_acc(load<V>(filter_at(bias, p.bias, n, by.per_part.quotient(c), at.i, at.j)));
       }
       const Plane<T> x = input_plane(p, input, mean, rstd, n, c);
       // t[i,j] = sum_a vertical[a,i,j] * x[pad(i+a-rv), j]
@@ -131,7 +142,7 @@ STYLEKERN_HD int origin(const StyleKernelConv& p, int r) { return p.padding == P
 
 template <class T, int V, int K>
 __global__ void __launch_bounds__(kForwardThreads, 2)
-    style_kernel_conv_outer_fwd_kernel(StyleKernelConv p, Tiling tiling, const T* input, const T* vertical,
+    style_kernel_conv_outer_fwd_kernel(StyleKernelConv p, Tiling tiling, Channels by, const T* input, const T* vertical,
                                        const T* horizontal, const T* bias, const Acc<T>* mean, const Acc<T>* rstd,
                                        T* output) {
   using A = Acc<T>;
@@ -140,15 +151,15 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
     const Place at = place<V>(tiling, tile, p.h, p.w);
     if (!at.owns) continue;
-    const int64_t n = at.plane / p.c, c = at.plane % p.c, g = c / p.channels_per_group();
+    int64_t n = at.plane;
+    const int64_t c = by.channels.split(n), g = by.per_group.quotient(c);
     const T* v = filter_at(vertical, p.vertical, n, g, at.i, at.j);
     const Plane<T> x = input_plane(p, input, mean, rstd, n, c);
     Taps<T, V, K> h;
     h.request(filter_at(horizontal, p.horizontal, n, g, at.i, at.j), p.horizontal.tap);
     Vec<A, V> y = zeros<A, V>();
     if (bias) {
-      const int64_t part = c / (p.c / p.bias_groups);
-      y = to_acc(load<V>(filter_at(bias, p.bias, n, part, at.i, at.j)));
+      y = to_acc(load<V>(filter_at(bias, p.bias, n, by.per_part.quotient(c), at.i, at.j)));
     }
     // y[i,j] = sum_a vertical[a,i,j] * (sum_b horizontal[b,i,j] * x[pad(i+a-rv), pad(j+b-rh)]) + bias[i,j]
 #pragma unroll(K > 0 ? K : 1)
@@ -210,8 +221,8 @@ cudaError_t style_kernel_conv_forward(const StyleKernelConv& problem, const T* i
     if (p.kv == 3 && p.kh == 3)
       kernel = outer ? style_kernel_conv_outer_fwd_kernel<T, V, 3> : style_kernel_conv_fwd_kernel<T, V, 3>;
     if (p.kv == 1 && p.kh == 1) kernel = style_kernel_conv_fwd_kernel<T, V, 1>;
-    STYLEKERN_LAUNCH(kernel, tiling.blocks(), block, shared, stream, p, tiling, input, vertical, horizontal, bias, mean,
-                     rstd, output);
+    STYLEKERN_LAUNCH(kernel, tiling.blocks(), block, shared, stream, p, tiling, Channels(p), input, vertical,
+                     horizontal, bias, mean, rstd, output);
     return cudaGetLastError();
   });
 }

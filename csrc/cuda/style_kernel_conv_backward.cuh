@@ -21,10 +21,13 @@ template <int V>
 inline constexpr int kBackwardThreads = V > 1 ? 256 : 512;
 template <int V>
 inline constexpr int kBackwardBlocks = V == 4 ? 2 : 1;  // a multiprocessor, at least
+// Of 16 bits 8 bytes a thread: 8 values, in float32, would leave room for one block a multiprocessor.
+template <int Wide>
+inline constexpr int kBackwardWidth = Wide < 4 ? Wide : 4;
 
 template <class T, int V, int K>
 __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
-    style_kernel_conv_bwd_kernel(StyleKernelConv p, Tiling tiling, Backward<T> d) {
+    style_kernel_conv_bwd_kernel(StyleKernelConv p, Tiling tiling, Channels by, Backward<T> d) {
   using A = Acc<T>;
   constexpr int r = K / 2;
   STYLEKERN_SHARED(A, shared);  // t, then for each tap but the middle one horizontal * grad, then vertical * grad_t
@@ -36,7 +39,9 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
 
   for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
     const Place at = place<V>(tiling, tile, p.h, p.w);
-    const int64_t n = at.plane / p.groups, g = at.plane % p.groups, i = at.i, j = at.j;
+    const int64_t i = at.i, j = at.j;
+    int64_t n = at.plane;
+    const int64_t g = by.groups.split(n);
     Vec<T, V> v[K], h[K];
     Vec<A, V> grad_v[K], grad_h[K];
     if (at.inside) {
@@ -49,7 +54,7 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
 #pragma unroll
     for (int a = 0; a < K; ++a) grad_v[a] = grad_h[a] = zeros<A, V>();
 
-    for (int64_t c = g * p.channels_per_group(); c < (g + 1) * p.channels_per_group(); ++c) {
+    for (int64_t c = g * by.per_group.value; c < (g + 1) * by.per_group.value; ++c) {
       Vec<A, V> grad, x[K], t = zeros<A, V>(), hg[K], grad_t = zeros<A, V>();
       if (at.inside) {
         grad = to_acc(load<V>(grad_at(p, d.grad, n, c, i) + j));
@@ -201,7 +206,8 @@ cudaError_t style_kernel_conv_backward(const StyleKernelConv& problem, const T* 
   const auto by_value = [&](auto kernel, int64_t planes, int64_t h, int64_t w) {
     const Tiling tiling = make_tiling(planes, h, w, 1, 64, kValueThreads, 0, 0);
     if (error != cudaSuccess || tiling.tiles() == 0) return;
-    STYLEKERN_LAUNCH(kernel, tiling.blocks(), dim3(tiling.threads_x, tiling.threads_y), 0, stream, p, tiling, d);
+    STYLEKERN_LAUNCH(kernel, tiling.blocks(), dim3(tiling.threads_x, tiling.threads_y), 0, stream, p, tiling,
+                     Channels(p), d);
     error = cudaGetLastError();
   };
   if (in_one_pass(p)) {
@@ -209,12 +215,12 @@ cudaError_t style_kernel_conv_backward(const StyleKernelConv& problem, const T* 
                       wide_rows(grad_input, {}) && wide_rows(grad_vertical, {}) && wide_rows(grad_horizontal, {}) &&
                       wide_rows(d.grad_x, {});
     error = with_width<T>(wide, [&](auto width) {
-      constexpr int V = decltype(width)::value;
-      const Tiling tiling =
-          make_tiling(p.n * p.groups, p.h, p.w, V, V > 1 ? 16 : 32, kBackwardThreads<V>, p.rv(), p.rh());
+      constexpr int V = kBackwardWidth<decltype(width)::value>;
+      const Tiling tiling = make_tiling(p.n * p.groups, p.h, p.w, V, 32, kBackwardThreads<V>, p.rv(), p.rh());
       const auto kernel = p.kv == 1 ? style_kernel_conv_bwd_kernel<T, V, 1> : style_kernel_conv_bwd_kernel<T, V, 3>;
       const size_t shared = sizeof(A) * V * tiling.threads() * (2 * p.kv - 1);
-      STYLEKERN_LAUNCH(kernel, tiling.blocks(), dim3(tiling.threads_x, tiling.threads_y), shared, stream, p, tiling, d);
+      STYLEKERN_LAUNCH(kernel, tiling.blocks(), dim3(tiling.threads_x, tiling.threads_y), shared, stream, p, tiling,
+                       Channels(p), d);
       return cudaGetLastError();
     });
   } else if (p.composition == Composition::kSequential) {

@@ -47,12 +47,13 @@ inline constexpr int kValueThreads = 256;  // of the kernels that own one value 
 
 template <class T>
 __global__ void __launch_bounds__(kValueThreads, 2)
-    style_kernel_conv_bwd_rows_kernel(StyleKernelConv p, Tiling tiling, Backward<T> d) {
+    style_kernel_conv_bwd_rows_kernel(StyleKernelConv p, Tiling tiling, Channels by, Backward<T> d) {
   using A = Acc<T>;
   for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
     const Place at = place<1>(tiling, tile, p.h, p.w);
     if (!at.owns) continue;
-    const int64_t n = at.plane / p.c, c = at.plane % p.c, g = c / p.channels_per_group();
+    int64_t n = at.plane;
+    const int64_t c = by.channels.split(n), g = by.per_group.quotient(c);
     const int64_t offset = (at.plane * p.h + at.i) * p.w + at.j;
     if (d.t) {
       // t[i,j] = sum_a vertical[a,i,j] * x[pad(i+a-rv), j]
@@ -83,13 +84,13 @@ __global__ void __launch_bounds__(kValueThreads, 2)
 
 template <class T>
 __global__ void __launch_bounds__(kValueThreads, 2)
-    style_kernel_conv_bwd_taps_kernel(StyleKernelConv p, Tiling tiling, Backward<T> d) {
+    style_kernel_conv_bwd_taps_kernel(StyleKernelConv p, Tiling tiling, Channels by, Backward<T> d) {
   using A = Acc<T>;
   for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
     const Place at = place<1>(tiling, tile, p.h, p.w);
     if (!at.owns) continue;
-    const int64_t n = at.plane / p.groups, g = at.plane % p.groups;
-    const int64_t first = g * p.channels_per_group(), last = first + p.channels_per_group();
+    int64_t n = at.plane;
+    const int64_t g = by.groups.split(n), first = g * by.per_group.value, last = first + by.per_group.value;
     const auto row_of = [&](int64_t c) { return ((n * p.c + c) * p.h + at.i) * p.w; };
     if (d.grad_vertical)
 #pragma unroll 4
@@ -116,12 +117,13 @@ __global__ void __launch_bounds__(kValueThreads, 2)
 
 template <class T>
 __global__ void __launch_bounds__(kValueThreads, 2)
-    style_kernel_conv_bwd_input_kernel(StyleKernelConv p, Tiling tiling, Backward<T> d) {
+    style_kernel_conv_bwd_input_kernel(StyleKernelConv p, Tiling tiling, Channels by, Backward<T> d) {
   using A = Acc<T>;
   for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
     const Place at = place<1>(tiling, tile, p.h, p.w);
     if (!at.owns) continue;
-    const int64_t n = at.plane / p.c, g = at.plane % p.c / p.channels_per_group();
+    int64_t n = at.plane;
+    const int64_t g = by.per_group.quotient(by.channels.split(n));
     const T* v = filter_at(d.vertical, p.vertical, n, g, 0, at.j);
     const A* grad_t = d.grad_t + at.plane * p.h * p.w + at.j;
     // grad_x[i',j] = sum over (i,a) with pad(i+a-rv) = i' of vertical[a,i,j] * grad_t[i,j]
@@ -139,14 +141,14 @@ __global__ void __launch_bounds__(kValueThreads, 2)
 
 template <class T>
 __global__ void __launch_bounds__(kValueThreads, 2)
-    style_kernel_conv_outer_bwd_taps_kernel(StyleKernelConv p, Tiling tiling, Backward<T> d) {
+    style_kernel_conv_outer_bwd_taps_kernel(StyleKernelConv p, Tiling tiling, Channels by, Backward<T> d) {
   using A = Acc<T>;
   const int ov = origin(p, p.rv()), oh = origin(p, p.rh());
   for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
     const Place at = place<1>(tiling, tile, p.h, p.w);
     if (!at.owns) continue;
-    const int64_t n = at.plane / p.groups, g = at.plane % p.groups;
-    const int64_t first = g * p.channels_per_group(), last = first + p.channels_per_group();
+    int64_t n = at.plane;
+    const int64_t g = by.groups.split(n), first = g * by.per_group.value, last = first + by.per_group.value;
     const T* v = filter_at(d.vertical, p.vertical, n, g, at.i, at.j);
     const T* h = filter_at(d.horizontal, p.horizontal, n, g, at.i, at.j);
     if (d.grad_vertical)
@@ -184,13 +186,14 @@ __global__ void __launch_bounds__(kValueThreads, 2)
 
 template <class T>
 __global__ void __launch_bounds__(kValueThreads, 2)
-    style_kernel_conv_outer_bwd_input_kernel(StyleKernelConv p, Tiling tiling, Backward<T> d) {
+    style_kernel_conv_outer_bwd_input_kernel(StyleKernelConv p, Tiling tiling, Channels by, Backward<T> d) {
   using A = Acc<T>;
   const int ov = origin(p, p.rv()), oh = origin(p, p.rh());
   for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
     const Place at = place<1>(tiling, tile, p.in_h, p.in_w);
     if (!at.owns) continue;
-    const int64_t n = at.plane / p.c, c = at.plane % p.c, g = c / p.channels_per_group();
+    int64_t n = at.plane;
+    const int64_t c = by.channels.split(n), g = by.per_group.quotient(c);
     // grad_x[i',j'] = sum over (i,a) with pad(i+a-rv) = i' and (j,b) with pad(j+b-rh) = j'
     //                 of vertical[a,i,j] * horizontal[b,i,j] * grad[i,j]
     A grad_x = 0;

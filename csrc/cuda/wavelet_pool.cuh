@@ -39,13 +39,15 @@ STYLEKERN_DEVICE void haar_pool(A a, A b, A c, A d, A& ll, A& lh, A& hl, A& hh) 
 
 template <class T, int V>
 __global__ void __launch_bounds__(kWaveletThreads, 4)
-    wavelet_pool_fwd_kernel(WaveletPool p, Tiling tiling, const T* __restrict__ picture, BandPointers<T> bands) {
+    wavelet_pool_fwd_kernel(WaveletPool p, Tiling tiling, Divisor channels, const T* __restrict__ picture,
+                            BandPointers<T> bands) {
   using A = Acc<T>;
   for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
     const Place at = place<V>(tiling, tile, p.band_h, p.band_w);
     if (!at.owns) continue;
-    const T* x =
-        picture + at.plane / p.c * p.picture.n + at.plane % p.c * p.picture.p + 2 * at.i * p.picture.row + 2 * at.j;
+    int64_t n = at.plane;
+    const int64_t c = channels.split(n);
+    const T* x = picture + n * p.picture.n + c * p.picture.p + 2 * at.i * p.picture.row + 2 * at.j;
     const bool has_row = 2 * at.i + 1 < p.h, has_column = V > 1 || 2 * at.j + 1 < p.w;
     Blocks<A, V> blocks;
 #pragma unroll
@@ -87,8 +89,8 @@ cudaError_t wavelet_pooling(const WaveletPool& p, const T* picture, const BandPo
     constexpr int V = decltype(width)::value;
     const Tiling tiling = make_tiling(p.planes(), p.band_h, p.band_w, V, 64, kWaveletThreads, 0, 0);
     const auto kernel = wavelet_pool_fwd_kernel<T, V>;
-    STYLEKERN_LAUNCH(kernel, tiling.blocks(), dim3(tiling.threads_x, tiling.threads_y), 0, stream, p, tiling, picture,
-                     bands);
+    STYLEKERN_LAUNCH(kernel, tiling.blocks(), dim3(tiling.threads_x, tiling.threads_y), 0, stream, p, tiling,
+                     Divisor(p.c), picture, bands);
     return cudaGetLastError();
   });
 }

@@ -13,7 +13,8 @@ namespace stylekern::cuda {
 
 template <class T, int V>
 __global__ void __launch_bounds__(kWaveletThreads, 4)
-    wavelet_unpool_fwd_kernel(WaveletPool p, Tiling tiling, BandPointers<const T> bands, T* __restrict__ picture) {
+    wavelet_unpool_fwd_kernel(WaveletPool p, Tiling tiling, Divisor channels, BandPointers<const T> bands,
+                              T* __restrict__ picture) {
   using A = Acc<T>;
   for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
     const Place at = place<V>(tiling, tile, (p.h + 1) / 2, (p.w + 1) / 2);
@@ -21,7 +22,8 @@ __global__ void __launch_bounds__(kWaveletThreads, 4)
     const bool has_row = 2 * at.i + 1 < p.h, has_column = V > 1 || 2 * at.j + 1 < p.w;
     Blocks<A, V> blocks;
     if (at.i < p.band_h && at.j < p.band_w) {
-      const int64_t n = at.plane / p.c, c = at.plane % p.c;
+      int64_t n = at.plane;
+      const int64_t c = channels.split(n);
       Vec<T, V> in[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -78,8 +80,8 @@ cudaError_t wavelet_unpooling(const WaveletPool& p, const BandPointers<const T>&
     constexpr int V = decltype(width)::value;
     const Tiling tiling = make_tiling(p.planes(), (p.h + 1) / 2, (p.w + 1) / 2, V, 64, kWaveletThreads, 0, 0);
     const auto kernel = wavelet_unpool_fwd_kernel<T, V>;
-    STYLEKERN_LAUNCH(kernel, tiling.blocks(), dim3(tiling.threads_x, tiling.threads_y), 0, stream, p, tiling, bands,
-                     picture);
+    STYLEKERN_LAUNCH(kernel, tiling.blocks(), dim3(tiling.threads_x, tiling.threads_y), 0, stream, p, tiling,
+                     Divisor(p.c), bands, picture);
     return cudaGetLastError();
   });
 }

@@ -229,5 +229,8 @@ T* dynamic_shared() {
 #define STYLEKERN_SHARED(type, name) type* const name = ::cuda_host::dynamic_shared<type>()
 #define STYLEKERN_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   ::cuda_host::launch(kernel, grid, block, shared_bytes, stream __VA_OPT__(, ) __VA_ARGS__)
-inline void __stwb(uint4* p, uint4 x) { *p = x; }
+template <class Word>
+inline void __stwb(Word* p, Word x) {
+  *p = x;
+}
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
