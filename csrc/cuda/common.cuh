@@ -140,7 +140,7 @@ struct Divisor {
   explicit Divisor(int64_t divisor) : value(divisor) {
     if (value <= 1) return;
     int bits = 0;
-    while ((int64_t(1) << bits) < value) ++bits;
+    while ((uint64_t(1) << bits) < uint64_t(value)) ++bits;
     factor = uint64_t(((unsigned __int128)(1) << (63 + bits)) / uint64_t(value)) + 1;
     shift = bits - 1;
   }

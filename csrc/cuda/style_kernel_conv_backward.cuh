@@ -12,7 +12,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "style_kernel_conv_backward_passes.cuh"
+#include "style_kernel_conv_backward_strips.cuh"
 
 namespace stylekern::cuda {
 
@@ -216,6 +216,7 @@ cudaError_t style_kernel_conv_backward(const StyleKernelConv& problem, const T* 
                       wide_rows(d.grad_x, {});
     error = with_width<T>(wide, [&](auto width) {
       constexpr int V = kBackwardWidth<decltype(width)::value>;
+      if (in_strips(p)) return style_kernel_conv_backward_strips<T, V>(p, d, stream);
       const Tiling tiling = make_tiling(p.n * p.groups, p.h, p.w, V, 32, kBackwardThreads<V>, p.rv(), p.rh());
       const auto kernel = p.kv == 1 ? style_kernel_conv_bwd_kernel<T, V, 1> : style_kernel_conv_bwd_kernel<T, V, 3>;
       const size_t shared = sizeof(A) * V * tiling.threads() * (2 * p.kv - 1);

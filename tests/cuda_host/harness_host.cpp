@@ -2,6 +2,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <utility>
+
 // clang-format off: the harness stands in for nvcc, so it comes before the kernels
 #include "cuda_host.h"
 #include "../../csrc/cuda/common.cuh"
@@ -87,6 +89,10 @@ PYBIND11_MODULE(STYLEKERN_MODULE, m) {
   m.def("half_of_the_threads_wait",
         [] { cuda_host::launch(half_of_the_threads_wait_kernel, dim3(1), dim3(64), 0, nullptr); });
   m.def("two_barriers", [] { cuda_host::launch(two_barriers_kernel, dim3(1), dim3(64), 0, nullptr); });
+  m.def("divided", [](int64_t x, int64_t divisor) {
+    const int64_t rest = stylekern::cuda::Divisor(divisor).split(x);
+    return std::pair(x, rest);
+  });
   m.def("launch", [](unsigned grid_y, unsigned threads, size_t shared_bytes) {
     STYLEKERN_LAUNCH(write_at_kernel, dim3(0, grid_y), threads, shared_bytes, nullptr, nullptr, int64_t(0));
   });

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,16 @@ def test_what_a_gpu_refuses_is_refused(harness, grid_y, threads, shared_bytes):
 def test_an_access_out_of_bounds_or_misaligned_is_caught(sanitized, call, message):
     done = sanitized("harness_host.cpp", f"host.{call}; print('survived')")
     assert done.returncode != 0 and message in done.stderr and "survived" not in done.stdout
+
+
+def test_a_divisor_divides_as_integers_do(harness):
+    chance = random.Random(0)
+    divisors = [1, 2, 3, 2**31 - 1, 2**31, 2**62, 2**63 - 1, *(chance.randrange(1, 2 ** (k + 1)) for k in range(63))]
+    for divisor in divisors:
+        near = [q * divisor + d for q in (0, 1, 2, (2**63 - 2) // divisor) for d in (-1, 0, 1)]
+        for x in [0, 2**63 - 1, *near, *(chance.randrange(2 ** (k + 1)) for k in range(63))]:
+            if 0 <= x < 2**63:
+                assert harness.divided(x, divisor) == divmod(x, divisor)
 
 
 def test_a_correct_kernel_passes_the_sanitizers(sanitized):

@@ -186,7 +186,7 @@ def test_the_smallest_planes(host, case):
     *(
         Case(n=1, c=1, g=1, h=h, w=w, padding=padding, kv=k, kh=k)
         for h, w in ((37, 132), (33, 63))
-        for padding in ("reflect", "replicate")
+        for padding in ("reflect", "replicate", "zeros")
         for k in (3, 5)
     ),
     Case(n=1, c=2, g=1, h=35, w=140, normalize=True),
