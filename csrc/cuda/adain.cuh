@@ -1,10 +1,10 @@
 // adain on CUDA; csrc/common/adain.h has the formulas.
 //
-//   adain_fwd_kernel   A block a plane: statistics of the style, then of the content, then the output.
+//   adain_fwd_kernel   A block a plane: statistics of content and style, then the output.
 //   adain_bwd_kernel   A block a plane: sum(g) and sum(g * x), then the gradients of content and style.
 //
-// Each read after the first one of a plane comes from the second-level cache, or the first. V is 16 bytes of values, or
-// 1 where a row does not start on 16 bytes.
+// A block holds up to 6,144 values of each tensor in registers: what fits is read once, and of larger planes the rest
+// once more. V is 16 bytes of values, or 1 where a plane does not start on 16 bytes or has gaps between its rows.
 //
 // Fewest bytes, values a value of the content, with a style of the same size: forward reads content and style, and
 // writes y: 3. Backward reads g, content and style, and writes two gradients: 5.
@@ -20,79 +20,119 @@ struct AdainStatistics {
   S *content_mean, *content_rstd, *style_mean, *style_rstd;
 };
 
-template <class T, int V>
-__global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
+template <class T, int V, bool Dense>
+__global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
     adain_fwd_kernel(Adain p, const T* __restrict__ content, const T* __restrict__ style, T* __restrict__ output,
                      AdainStatistics<Acc<T>> statistics, double eps) {
   using A = Acc<T>;
-  STYLEKERN_SHARED(Moments<A>, shared);
+  using Pair = Vec<A, 2>;  // of content and style, so that they are reduced together
+  constexpr int R = kHeld<T, V, Dense>;
+  STYLEKERN_SHARED(Pair, shared);
+  const int content_last = tiles_of<V, R>(p.h, p.w) - 1, style_last = tiles_of<V, R>(p.style_h, p.style_w) - 1;
+  const int last = content_last > style_last ? content_last : style_last;
   for (int64_t plane = blockIdx.x; plane < p.planes(); plane += gridDim.x) {
     const int64_t n = plane / p.c, c = plane % p.c;
     const T* x = content + n * p.content.n + c * p.content.p;
-    const Statistics<A> of_style = plane_statistics<V>(style + n * p.style.n + c * p.style.p, p.style.row, p.style_h,
-                                                       p.style_w, eps, p.correction, shared);
-    const Statistics<A> of_content = plane_statistics<V>(x, p.content.row, p.h, p.w, eps, p.correction, shared);
-    if (threadIdx.x == 0 && threadIdx.y == 0) {
+    const T* s = style + n * p.style.n + c * p.style.p;
+    const A x_from = to_acc(x[0]), s_from = to_acc(s[0]);
+    Vec<T, V> xs[R], ss[R];
+    Moments<A> content_sum{}, style_sum{};
+    for (int k = 0; k <= last; ++k) {
+      const Tile<V, R, Dense> x_tile(p.h, p.w, k), s_tile(p.style_h, p.style_w, k);
+      x_tile.load(xs, x, p.content.row), s_tile.load(ss, s, p.style.row);
+      const A x_count(values_of_tile<V, R>(p.h, p.w, k)), s_count(values_of_tile<V, R>(p.style_h, p.style_w, k));
+      const Pair sums = reduce_sums(Pair{x_tile.sum(xs, x_from), s_tile.sum(ss, s_from)}, shared);
+      // beyond the smaller plane's end its tile is empty
+      const A x_mean = x_count > A(0) ? sums[0] / x_count : A(0), s_mean = s_count > A(0) ? sums[1] / s_count : A(0);
+      const Pair squares =
+          reduce_sums(Pair{x_tile.squares(xs, x_from + x_mean), s_tile.squares(ss, s_from + s_mean)}, shared);
+      content_sum = merge(content_sum, {x_count, x_mean, squares[0]});
+      style_sum = merge(style_sum, {s_count, s_mean, squares[1]});
+    }
+    const Statistics<A> of_content = statistics_of(content_sum, x_from, p.h * p.w, p.correction, eps);
+    const Statistics<A> of_style = statistics_of(style_sum, s_from, p.style_h * p.style_w, p.correction, eps);
+    if (threadIdx.x == 0) {
       statistics.content_mean[plane] = of_content.mean, statistics.content_rstd[plane] = of_content.rstd;
       statistics.style_mean[plane] = of_style.mean, statistics.style_rstd[plane] = of_style.rstd;
     }
     const A scale = of_content.rstd / of_style.rstd;
-    T* y = output + plane * p.h * p.w;
-    for_each_vector<V, 4>(p.h, p.w, [&](int64_t i, int64_t j) {
-      Vec<A, V> values = to_acc(load<V>(x + i * p.content.row + j));
+    for (int k = content_last; k >= 0; --k) {
+      const Tile<V, R, Dense> tile(p.h, p.w, k);
+      if (k != last) tile.load(xs, x, p.content.row);
+      tile.store(output + plane * p.h * p.w, [&](int r) {
+        Vec<A, V> y;
 #pragma unroll
-      for (int e = 0; e < V; ++e) values[e] = (values[e] - of_content.mean) * scale + of_style.mean;
-      store_as(y + i * p.w + j, values);
-    });
+        for (int e = 0; e < V; ++e) y[e] = (to_acc(xs[r][e]) - of_content.mean) * scale + of_style.mean;
+        return y;
+      });
+    }
   }
 }
 
 // A gradient that is null is not asked for.
-template <class T, int V>
-__global__ void __launch_bounds__(kGradThreads, kGradBlocks<T>)
+template <class T, int V, bool Dense>
+__global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
     adain_bwd_kernel(Adain p, const T* __restrict__ grad, const T* __restrict__ content, const T* __restrict__ style,
                      AdainStatistics<const Acc<T>> statistics, T* __restrict__ grad_content,
                      T* __restrict__ grad_style) {
   using A = Acc<T>;
+  constexpr int R = kHeld<T, V, Dense>;
   STYLEKERN_SHARED(GradSums<A>, shared);
+  const int last = tiles_of<V, R>(p.h, p.w) - 1, style_last = tiles_of<V, R>(p.style_h, p.style_w) - 1;
   for (int64_t plane = blockIdx.x; plane < p.planes(); plane += gridDim.x) {
     const int64_t n = plane / p.c, c = plane % p.c;
     const Plane<T> x =
         normalized_plane(content, p.content, p.c, n, c, statistics.content_mean, statistics.content_rstd);
+    const Plane<T> s = normalized_plane(style, p.style, p.c, n, c, statistics.style_mean, statistics.style_rstd);
     const T* g = grad + n * p.grad.n + c * p.grad.p;
+    Vec<T, V> gs[R], xs[R], ss[R];
+    const auto load_content = [&](const Tile<V, R, Dense>& tile) {
+      tile.load(gs, g, p.grad.row), tile.load(xs, x.x, x.stride);
+    };
+    // the style's last tile on the way too, so that the sums hide what it takes
+    if (grad_style) Tile<V, R, Dense>(p.style_h, p.style_w, style_last).load(ss, s.x, s.stride);
     GradSums<A> sums = zeros<A, 2>();
-    for_each_vector<V, kGradUnroll<V>>(p.h, p.w, [&](int64_t i, int64_t j) {
-      const Vec<A, V> values = x.template row<V>(i, j), gs = to_acc(load<V>(g + i * p.grad.row + j));
+    for (int k = 0; k <= last; ++k) {
+      load_content({p.h, p.w, k});
 #pragma unroll
-      for (int e = 0; e < V; ++e) sums[0] += gs[e], sums[1] += gs[e] * values[e];
-    });
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          const A value = to_acc(gs[r][e]);
+          sums[0] += value, sums[1] += value * x.normalized(xs[r][e]);
+        }
+    }
     sums = reduce_sums(sums, shared);
 
     if (grad_content) {
       // grad_content = content_rstd / style_rstd * (g - sum(g) / n - x * sum(g * x) / (n - correction))
-      const A scale = x.rstd / statistics.style_rstd[plane], mean_grad = sums[0] / A(p.h * p.w),
+      const A scale = x.rstd / s.rstd, mean_grad = sums[0] / A(p.h * p.w),
               slope = sums[1] / variance_divisor<A>(p.h * p.w, p.correction);
-      T* y = grad_content + plane * p.h * p.w;
-      for_each_vector<V, kGradUnroll<V>>(p.h, p.w, [&](int64_t i, int64_t j) {
-        Vec<A, V> values = x.template row<V>(i, j);
-        const Vec<A, V> gs = to_acc(load<V>(g + i * p.grad.row + j));
+      for (int k = last; k >= 0; --k) {
+        const Tile<V, R, Dense> tile(p.h, p.w, k);
+        if (k != last) load_content(tile);
+        tile.store(grad_content + plane * p.h * p.w, [&](int r) {
+          Vec<A, V> y;
 #pragma unroll
-        for (int e = 0; e < V; ++e) values[e] = scale * (gs[e] - mean_grad - values[e] * slope);
-        store_as(y + i * p.w + j, values);
-      });
+          for (int e = 0; e < V; ++e) y[e] = scale * (to_acc(gs[r][e]) - mean_grad - x.normalized(xs[r][e]) * slope);
+          return y;
+        });
+      }
     }
     if (grad_style) {
       // grad_style = sum(g) / m + (style - style_mean) * style_rstd * sum(g * x) / (m - correction)
-      const Plane<T> s = normalized_plane(style, p.style, p.c, n, c, statistics.style_mean, statistics.style_rstd);
       const A mean_grad = sums[0] / A(p.style_h * p.style_w),
               slope = sums[1] / variance_divisor<A>(p.style_h * p.style_w, p.correction);
-      T* y = grad_style + plane * p.style_h * p.style_w;
-      for_each_vector<V, kGradUnroll<V>>(p.style_h, p.style_w, [&](int64_t i, int64_t j) {
-        Vec<A, V> values = s.template row<V>(i, j);
+      for (int k = style_last; k >= 0; --k) {
+        const Tile<V, R, Dense> tile(p.style_h, p.style_w, k);
+        if (k != style_last) tile.load(ss, s.x, s.stride);
+        tile.store(grad_style + plane * p.style_h * p.style_w, [&](int r) {
+          Vec<A, V> y;
 #pragma unroll
-        for (int e = 0; e < V; ++e) values[e] = mean_grad + values[e] * slope;
-        store_as(y + i * p.style_w + j, values);
-      });
+          for (int e = 0; e < V; ++e) y[e] = mean_grad + s.normalized(ss[r][e]) * slope;
+          return y;
+        });
+      }
     }
   }
 }
@@ -108,9 +148,9 @@ inline Adain flatten(Adain p, bool grad) {
 }
 
 // Threads that suit the larger of the two planes.
-inline dim3 adain_block(const Adain& p, int v, int threads) {
-  const dim3 a = plane_block(p.h, p.w, v, threads), b = plane_block(p.style_h, p.style_w, v, threads);
-  return a.x * a.y < b.x * b.y ? b : a;
+inline unsigned adain_threads(const Adain& p, int v, int r, int most) {
+  const unsigned a = tile_threads(p.h, p.w, v, r, most), b = tile_threads(p.style_h, p.style_w, v, r, most);
+  return a < b ? b : a;
 }
 
 // Writes output and the statistics, contiguous.
@@ -121,12 +161,13 @@ cudaError_t adain_forward(const Adain& problem, const T* content, const T* style
   if (p.planes() * p.h * p.w == 0) return cudaSuccess;
   const bool wide = (p.w | p.style_w) % kWide<T> == 0 && wide_rows(content, p.content) && wide_rows(style, p.style) &&
                     wide_rows(output, {});
-  return with_width<T>(wide, [&](auto width) {
+  return with_layout<T>(p.h == 1 && p.style_h == 1, wide, [&](auto width, auto dense) {
     constexpr int V = decltype(width)::value;
-    const dim3 block = adain_block(p, V, kPlaneThreads);
-    const auto kernel = adain_fwd_kernel<T, V>;
-    STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), block, block.x * block.y * sizeof(Moments<Acc<T>>), stream, p,
-                     content, style, output, statistics, eps);
+    constexpr bool Dense = decltype(dense)::value;
+    const unsigned threads = adain_threads(p, V, kHeld<T, V, Dense>, kTileThreads);
+    const auto kernel = adain_fwd_kernel<T, V, Dense>;
+    STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), threads, threads / 32 * sizeof(Vec<Acc<T>, 2>), stream, p, content,
+                     style, output, statistics, eps);
     return cudaGetLastError();
   });
 }
@@ -140,11 +181,12 @@ cudaError_t adain_backward(const Adain& problem, const T* grad, const T* content
   if (p.planes() * p.h * p.w == 0 || !(grad_content || grad_style)) return cudaSuccess;
   const bool wide = (p.w | p.style_w) % kWide<T> == 0 && wide_rows(grad, p.grad) && wide_rows(content, p.content) &&
                     wide_rows(style, p.style) && wide_rows(grad_content, {}) && wide_rows(grad_style, {});
-  return with_width<T>(wide, [&](auto width) {
+  return with_layout<T>(p.h == 1 && p.style_h == 1, wide, [&](auto width, auto dense) {
     constexpr int V = decltype(width)::value;
-    const dim3 block = adain_block(p, V, kGradThreads);
-    const auto kernel = adain_bwd_kernel<T, V>;
-    STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), block, block.x * block.y * sizeof(GradSums<Acc<T>>), stream, p, grad,
+    constexpr bool Dense = decltype(dense)::value;
+    const unsigned threads = adain_threads(p, V, kHeld<T, V, Dense>, kTileThreads);
+    const auto kernel = adain_bwd_kernel<T, V, Dense>;
+    STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), threads, threads / 32 * sizeof(GradSums<Acc<T>>), stream, p, grad,
                      content, style, statistics, grad_content, grad_style);
     return cudaGetLastError();
   });

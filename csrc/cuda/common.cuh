@@ -114,6 +114,17 @@ STYLEKERN_DEVICE void add_product(Vec<A, V>& y, const Vec<A, V>& a, const Vec<A,
   for (int e = 0; e < V; ++e) y[e] += a[e] * x[e];
 }
 
+// A product that is rounded before it is used: nvcc merges no sum or difference into it.
+#ifdef __CUDA_ARCH__
+STYLEKERN_DEVICE float product_rounded(float a, float b) { return __fmul_rn(a, b); }
+STYLEKERN_DEVICE double product_rounded(double a, double b) { return __dmul_rn(a, b); }
+#else
+template <class A>
+STYLEKERN_DEVICE A product_rounded(A a, A b) {
+  return a * b;
+}
+#endif
+
 // Whether every row of a tensor starts on 16 bytes: its base and all its strides do.
 template <class T>
 bool wide_rows(const T* data, const PlaneStrides& s) {
@@ -217,12 +228,12 @@ STYLEKERN_DEVICE Place place(const Tiling& t, int64_t tile, int64_t h, int64_t w
 // A plane whose rows follow each other without a gap is one long row.
 inline bool gapless(int64_t h, int64_t w, const PlaneStrides& s) { return h <= 1 || s.row == w; }
 
-// Threads of a block that works on a plane: a power of two, for reduce_block, and not many more than it has vectors.
+// Threads of a block that works on a plane: a power of two, whole warps, and not many more than it has vectors.
 inline dim3 plane_block(int64_t h, int64_t w, int v, int max_threads) {
   const int64_t vectors = (w + v - 1) / v;
   int x = 1, y = 1;
   while (x < 64 && x < vectors) x *= 2;
-  while (x * y < max_threads && (h == 1 ? x * y < vectors : y < h)) y *= 2;
+  while (x * y < 32 || (x * y < max_threads && (h == 1 ? x * y < vectors : y < h))) y *= 2;
   return dim3(x, y);
 }
 
@@ -256,20 +267,39 @@ STYLEKERN_DEVICE void for_each_source(int64_t index, int64_t size, int before, i
   }
 }
 
-// Combines one value of each thread, always in the same order. The number of threads is a power of two; `shared`
-// holds one value a thread. Every thread gets the result.
+// What the lane holds whose number differs in the bits `lanes`.
+template <class S>
+STYLEKERN_DEVICE S shuffle_xor(const S& value, int lanes) {
+  constexpr int count = sizeof(S) / sizeof(uint32_t);
+  static_assert(count * sizeof(uint32_t) == sizeof(S));
+  uint32_t words[count];
+  memcpy(words, &value, sizeof(S));
+#pragma unroll
+  for (int k = 0; k < count; ++k) words[k] = __shfl_xor_sync(0xffffffffu, words[k], lanes);
+  S other;
+  memcpy(&other, words, sizeof(S));
+  return other;
+}
+
+// Combines one value of each thread, always in the same order: a warp's by shuffles, then one of each warp. S{} is
+// neutral, and combine(a, b) is combine(b, a) to the bit, so that every lane of a warp, and so every thread, gets the
+// same result. The threads are whole warps; `shared` holds one value a warp.
 template <class S, class Combine>
 STYLEKERN_DEVICE S reduce_block(S value, S* shared, Combine combine) {
-  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-  shared[thread] = value;
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x, lane = thread % 32;
+  const int warps = blockDim.x * blockDim.y / 32;
+  const auto reduce_warp = [&](S x) {
+#pragma unroll
+    for (int half = 16; half > 0; half /= 2) x = combine(x, shuffle_xor(x, half));
+    return x;
+  };
+  value = reduce_warp(value);
+  if (warps == 1) return value;
+  if (lane == 0) shared[thread / 32] = value;
   __syncthreads();
-  for (int half = blockDim.x * blockDim.y / 2; half > 0; half /= 2) {
-    if (thread < half) shared[thread] = combine(shared[thread], shared[thread + half]);
-    __syncthreads();
-  }
-  const S result = shared[0];
+  value = reduce_warp(lane < warps ? shared[lane] : S{});
   __syncthreads();  // `shared` may be written again
-  return result;
+  return value;
 }
 
 }  // namespace stylekern::cuda

@@ -4,8 +4,8 @@
 //   factorized_instance_norm_bwd_kernel   A block a plane: sum_g and sum_gx, then the gradients of content and
 //                                         gamma_style, where one is asked for.
 //
-// Each read after the first one of a plane comes from the second-level cache, or the first. V is 16 bytes of values, or
-// 1 where a row does not start on 16 bytes.
+// A block holds up to 6,144 values of each tensor in registers: what fits is read once, and of larger planes the rest
+// once more. V is 16 bytes of values, or 1 where a plane does not start on 16 bytes or has gaps between its rows.
 //
 // Fewest bytes, values a value of the content: forward reads content, gamma_style and beta_style, writes y: 4. Backward
 // reads g, content and gamma_style, writes two gradients: 5.
@@ -15,38 +15,55 @@
 
 namespace stylekern::cuda {
 
-template <class T, int V>
-__global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
+template <class T, int V, bool Dense>
+__global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
     factorized_instance_norm_fwd_kernel(FactorizedInstanceNorm p, const T* __restrict__ content,
                                         const T* __restrict__ gamma_ind, const T* __restrict__ beta_ind,
                                         const T* __restrict__ gamma_style, const T* __restrict__ beta_style,
                                         T* __restrict__ output, Acc<T>* __restrict__ mean, Acc<T>* __restrict__ rstd,
                                         double eps) {
   using A = Acc<T>;
-  STYLEKERN_SHARED(Moments<A>, shared);
+  constexpr int R = kHeld<T, V, Dense>;
+  STYLEKERN_SHARED(A, shared);
+  const int last = tiles_of<V, R>(p.h, p.w) - 1;
   for (int64_t plane = blockIdx.x; plane < p.planes(); plane += gridDim.x) {
     const int64_t n = plane / p.c, c = plane % p.c;
     const T* x = content + n * p.content.n + c * p.content.p;
     const T* gamma = gamma_style + n * p.gamma_style.n + c * p.gamma_style.p;
     const T* beta = beta_style + n * p.beta_style.n + c * p.beta_style.p;
-    const Statistics<A> s = plane_statistics<V>(x, p.content.row, p.h, p.w, eps, p.correction, shared);
-    if (threadIdx.x == 0 && threadIdx.y == 0) mean[plane] = s.mean, rstd[plane] = s.rstd;
-    const A scale = to_acc(gamma_ind[c]) * s.rstd, shift = to_acc(beta_ind[c]);
-    T* y = output + plane * p.h * p.w;
-    for_each_vector<V, 2>(p.h, p.w, [&](int64_t i, int64_t j) {
-      Vec<A, V> values = to_acc(load<V>(x + i * p.content.row + j));
-      const Vec<A, V> gammas = to_acc(load<V>(gamma + i * p.gamma_style.row + j)),
-                      betas = to_acc(load<V>(beta + i * p.beta_style.row + j));
+    const A from = to_acc(x[0]), factor = to_acc(gamma_ind[c]), shift = to_acc(beta_ind[c]);
+    Vec<T, V> xs[R], gammas[R], betas[R];
+    const auto load_style = [&](const Tile<V, R, Dense>& tile) {
+      tile.load(gammas, gamma, p.gamma_style.row), tile.load(betas, beta, p.beta_style.row);
+    };
+    Moments<A> sum{};
+    for (int k = 0; k <= last; ++k) {
+      const Tile<V, R, Dense> tile(p.h, p.w, k);
+      tile.load(xs, x, p.content.row);
+      if (k == last) load_style(tile);  // on the way while the statistics are reduced
+      const A count(values_of_tile<V, R>(p.h, p.w, k)), tile_mean = reduce_sums(tile.sum(xs, from), shared) / count;
+      sum = merge(sum, {count, tile_mean, reduce_sums(tile.squares(xs, from + tile_mean), shared)});
+    }
+    const Statistics<A> s = statistics_of(sum, from, p.h * p.w, p.correction, eps);
+    if (threadIdx.x == 0) mean[plane] = s.mean, rstd[plane] = s.rstd;
+    const A scale = factor * s.rstd;
+    for (int k = last; k >= 0; --k) {
+      const Tile<V, R, Dense> tile(p.h, p.w, k);
+      if (k != last) tile.load(xs, x, p.content.row), load_style(tile);
+      tile.store(output + plane * p.h * p.w, [&](int r) {
+        Vec<A, V> y;
 #pragma unroll
-      for (int e = 0; e < V; ++e) values[e] = gammas[e] * ((values[e] - s.mean) * scale + shift) + betas[e];
-      store_as(y + i * p.w + j, values);
-    });
+        for (int e = 0; e < V; ++e)
+          y[e] = to_acc(gammas[r][e]) * ((to_acc(xs[r][e]) - s.mean) * scale + shift) + to_acc(betas[r][e]);
+        return y;
+      });
+    }
   }
 }
 
 // A gradient that is null is not asked for; the sums always are.
-template <class T, int V>
-__global__ void __launch_bounds__(kGradThreads, kGradBlocks<T>)
+template <class T, int V, bool Dense>
+__global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
     factorized_instance_norm_bwd_kernel(FactorizedInstanceNorm p, const T* __restrict__ grad,
                                         const T* __restrict__ content, const T* __restrict__ gamma_ind,
                                         const T* __restrict__ beta_ind, const T* __restrict__ gamma_style,
@@ -54,49 +71,63 @@ __global__ void __launch_bounds__(kGradThreads, kGradBlocks<T>)
                                         T* __restrict__ grad_content, T* __restrict__ grad_gamma_style,
                                         Acc<T>* __restrict__ sum_gx, Acc<T>* __restrict__ sum_g) {
   using A = Acc<T>;
+  constexpr int R = kHeld<T, V, Dense>;
   STYLEKERN_SHARED(GradSums<A>, shared);
+  const int last = tiles_of<V, R>(p.h, p.w) - 1;
   for (int64_t plane = blockIdx.x; plane < p.planes(); plane += gridDim.x) {
     const int64_t n = plane / p.c, c = plane % p.c;
     const Plane<T> x = normalized_plane(content, p.content, p.c, n, c, mean, rstd);
     const T* g = grad + n * p.grad.n + c * p.grad.p;
     const T* gamma = gamma_style + n * p.gamma_style.n + c * p.gamma_style.p;
+    const A factor = to_acc(gamma_ind[c]), shift = to_acc(beta_ind[c]);
+    Vec<T, V> gs[R], xs[R], gammas[R];
+    const auto load_tile = [&](const Tile<V, R, Dense>& tile) {
+      tile.load(gs, g, p.grad.row), tile.load(xs, x.x, x.stride), tile.load(gammas, gamma, p.gamma_style.row);
+    };
     // sum_g = sum(g * gamma_style), sum_gx = sum(g * gamma_style * x)
     GradSums<A> sums = zeros<A, 2>();
-    for_each_vector<V, 2>(p.h, p.w, [&](int64_t i, int64_t j) {
-      const Vec<A, V> values = x.template row<V>(i, j), gs = to_acc(load<V>(g + i * p.grad.row + j)),
-                      gammas = to_acc(load<V>(gamma + i * p.gamma_style.row + j));
+    for (int k = 0; k <= last; ++k) {
+      load_tile({p.h, p.w, k});
 #pragma unroll
-      for (int e = 0; e < V; ++e) {
-        const A scaled = gs[e] * gammas[e];
-        sums[0] += scaled, sums[1] += scaled * values[e];
-      }
-    });
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          const A scaled = product_rounded(to_acc(gs[r][e]), to_acc(gammas[r][e]));
+          sums[0] += scaled, sums[1] += scaled * x.normalized(xs[r][e]);
+        }
+    }
     sums = reduce_sums(sums, shared);
-    if (threadIdx.x == 0 && threadIdx.y == 0) sum_g[plane] = sums[0], sum_gx[plane] = sums[1];
+    if (threadIdx.x == 0) sum_g[plane] = sums[0], sum_gx[plane] = sums[1];
     if (!grad_content && !grad_gamma_style) continue;
 
-    const A factor = to_acc(gamma_ind[c]), shift = to_acc(beta_ind[c]);
     const A scale = x.rstd * factor, mean_grad = sums[0] / A(p.h * p.w),
             slope = sums[1] / variance_divisor<A>(p.h * p.w, p.correction);
     const int64_t start = plane * p.h * p.w;
-    for_each_vector<V, 2>(p.h, p.w, [&](int64_t i, int64_t j) {
-      const Vec<A, V> values = x.template row<V>(i, j), gs = to_acc(load<V>(g + i * p.grad.row + j));
+    for (int k = last; k >= 0; --k) {
+      const Tile<V, R, Dense> tile(p.h, p.w, k);
+      if (k != last) load_tile(tile);
       if (grad_content) {
         // grad_content = rstd * gamma_ind * (g * gamma_style - sum_g / n - x * sum_gx / (n - correction))
-        const Vec<A, V> gammas = to_acc(load<V>(gamma + i * p.gamma_style.row + j));
-        Vec<A, V> y;
+        tile.store(grad_content + start, [&](int r) {
+          Vec<A, V> y;
 #pragma unroll
-        for (int e = 0; e < V; ++e) y[e] = scale * (gs[e] * gammas[e] - mean_grad - values[e] * slope);
-        store_as(grad_content + start + i * p.w + j, y);
+          for (int e = 0; e < V; ++e) {
+            const A scaled = product_rounded(to_acc(gs[r][e]), to_acc(gammas[r][e]));
+            y[e] = scale * (scaled - mean_grad - x.normalized(xs[r][e]) * slope);
+          }
+          return y;
+        });
       }
       if (grad_gamma_style) {
         // grad_gamma_style = g * (gamma_ind * x + beta_ind)
-        Vec<A, V> y;
+        tile.store(grad_gamma_style + start, [&](int r) {
+          Vec<A, V> y;
 #pragma unroll
-        for (int e = 0; e < V; ++e) y[e] = gs[e] * (factor * values[e] + shift);
-        store_as(grad_gamma_style + start + i * p.w + j, y);
+          for (int e = 0; e < V; ++e) y[e] = to_acc(gs[r][e]) * (factor * x.normalized(xs[r][e]) + shift);
+          return y;
+        });
       }
-    });
+    }
   }
 }
 
@@ -110,12 +141,13 @@ cudaError_t factorized_instance_norm_forward(FactorizedInstanceNorm p, const T* 
     p.w *= p.h, p.h = 1, p.content.row = p.gamma_style.row = p.beta_style.row = 0;
   const bool wide = p.w % kWide<T> == 0 && wide_rows(content, p.content) && wide_rows(gamma_style, p.gamma_style) &&
                     wide_rows(beta_style, p.beta_style) && wide_rows(output, {});
-  return with_width<T>(wide, [&](auto width) {
+  return with_layout<T>(p.h == 1, wide, [&](auto width, auto dense) {
     constexpr int V = decltype(width)::value;
-    const dim3 block = plane_block(p.h, p.w, V, kPlaneThreads);
-    const auto kernel = factorized_instance_norm_fwd_kernel<T, V>;
-    STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), block, block.x * block.y * sizeof(Moments<Acc<T>>), stream, p,
-                     content, gamma_ind, beta_ind, gamma_style, beta_style, output, mean, rstd, eps);
+    constexpr bool Dense = decltype(dense)::value;
+    const unsigned threads = tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kTileThreads);
+    const auto kernel = factorized_instance_norm_fwd_kernel<T, V, Dense>;
+    STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), threads, threads / 32 * sizeof(Acc<T>), stream, p, content, gamma_ind,
+                     beta_ind, gamma_style, beta_style, output, mean, rstd, eps);
     return cudaGetLastError();
   });
 }
@@ -132,11 +164,12 @@ cudaError_t factorized_instance_norm_backward(FactorizedInstanceNorm p, const T*
   const bool wide = p.w % kWide<T> == 0 && wide_rows(grad, p.grad) && wide_rows(content, p.content) &&
                     wide_rows(gamma_style, p.gamma_style) && wide_rows(grad_content, {}) &&
                     wide_rows(grad_gamma_style, {});
-  return with_width<T>(wide, [&](auto width) {
+  return with_layout<T>(p.h == 1, wide, [&](auto width, auto dense) {
     constexpr int V = decltype(width)::value;
-    const dim3 block = plane_block(p.h, p.w, V, kGradThreads);
-    const auto kernel = factorized_instance_norm_bwd_kernel<T, V>;
-    STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), block, block.x * block.y * sizeof(GradSums<Acc<T>>), stream, p, grad,
+    constexpr bool Dense = decltype(dense)::value;
+    const unsigned threads = tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kTileThreads);
+    const auto kernel = factorized_instance_norm_bwd_kernel<T, V, Dense>;
+    STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), threads, threads / 32 * sizeof(GradSums<Acc<T>>), stream, p, grad,
                      content, gamma_ind, beta_ind, gamma_style, mean, rstd, grad_content, grad_gamma_style, sum_gx,
                      sum_g);
     return cudaGetLastError();

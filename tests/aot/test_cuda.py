@@ -22,10 +22,13 @@ BUILD = ROOT / "build" / "aot"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = ("-std=c++20", "-O3", "-cubin", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA")
 TYPES = {"float": 4, "double": 2, "__half": 8, "__nv_bfloat16": 8}  # and their values in 16 bytes
-# Of each source the fast paths, with the loads and stores of 16 bytes that they have at least: one a tensor and pass.
+# Of each source the fast paths, with the loads and stores of 16 bytes that they have at least: one a tensor and pass, or
+# one a vector of those that a thread holds in registers, 2 at least.
+HELD = 2
 NORMALIZE = {
-    "instance_norm_stats_kernel<{}>": (1, 0),  # x
-    "instance_norm_bwd_kernel<{}>": (2 + 2, 1),  # x and its gradient, twice; that of the input
+    "instance_norm_stats_kernel<{}, true>": (HELD, 0),  # x
+    # x and its gradient, and again where a plane is larger than what a block holds; that of the input
+    "instance_norm_bwd_kernel<{}, true>": (HELD * (2 + 2), HELD),
 }
 WAVELET = {f"wavelet_{way}_fwd_kernel<{{}}>": (4, 4) for way in ("pool", "unpool")}  # two rows of two; four bands
 FAST = {
@@ -45,13 +48,15 @@ FAST = {
         "adaconv_bwd_bias_kernel<{}>": (1, 0),  # grad
         **NORMALIZE,
     },
+    # again: what is read once more of a plane that is larger than what a block holds
     "adain": {
-        "adain_fwd_kernel<{}>": (1 + 2, 1),  # style, content twice; y
-        "adain_bwd_kernel<{}>": (2 + 2 + 1, 2),  # grad and content, twice, style; two gradients
+        "adain_fwd_kernel<{}, true>": (HELD * (2 + 1), HELD),  # content and style, content again; y
+        "adain_bwd_kernel<{}, true>": (HELD * (3 + 3), HELD * 2),  # grad, content and style, again; two gradients
     },
     "factorized_instance_norm": {
-        "factorized_instance_norm_fwd_kernel<{}>": (1 + 3, 1),  # content, and again with gamma and beta; y
-        "factorized_instance_norm_bwd_kernel<{}>": (3 + 3, 2),  # grad, content and gamma, twice; two gradients
+        "factorized_instance_norm_fwd_kernel<{}, true>": (HELD * (3 + 3), HELD),  # content, gamma and beta, again; y
+        # grad, content and gamma, again; two gradients
+        "factorized_instance_norm_bwd_kernel<{}, true>": (HELD * (3 + 3), HELD * 2),
     },
     "wavelet_pool": WAVELET,
     "wavelet_unpool": WAVELET,
@@ -59,11 +64,12 @@ FAST = {
 # Of 16 bits these move 8 bytes: four values a thread, whose float32 fills the registers.
 FOUR_VALUES = r"style_kernel_conv_bwd_"
 # The most registers of a kernel, by the first pattern that fits its name. A multiprocessor has 65,536: with 256 threads
-# a block these leave room for one block, three, four, and two.
+# a block these leave room for one block, one, three, four, and two.
 REGISTERS = {
     r"style_kernel_conv_bwd_kernel<(?!float, 4)|adaconv_bwd_taps_kernel<\w+, \d, 4": 255,
-    r"(adain|factorized_instance_norm)_bwd_kernel<(?!double)": 80,
-    r"(instance_norm_\w+|\w+norm_fwd|adain_fwd|adaconv_bwd_bias|wavelet_\w+)_kernel<(?!double)": 64,
+    r"(adain|factorized_instance_norm)_\w+_kernel<double": 144,
+    r"(adain|factorized_instance_norm)_\w+_kernel": 80,
+    r"(instance_norm_\w+|adaconv_bwd_bias|wavelet_\w+)_kernel<(?!double)": 64,
     "": 128,
 }
 

@@ -265,7 +265,11 @@ def launches(case: str) -> list[tuple]:
     recorded = []
 
     def record(self: JITFunction, *args: object, grid: object, warmup: object, **kwargs: object) -> None:
-        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in kwargs}
+        options = {
+            name: kwargs.pop(name)
+            for name in ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
+            if name in kwargs
+        }
         recorded.append((self, dict(zip(self.arg_names, args, strict=False)) | kwargs, options))
 
     run, JITFunction.run = JITFunction.run, record
