@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._common import dense_rows, on_device_of
-from .min_distances_backward import side_gradient
+from .min_distances_backward import pairs_of, side_gradient
 from .min_distances_search import load_rows, rows_of, search
 
 
@@ -37,27 +37,28 @@ def _pairs_kernel(
     found = tl.load(found_ptr + at, mask=mask, other=0) & 0xFFFFFFFF
     found = tl.where(x_bad, 0, tl.where(y_bad < count_y, y_bad, found))
     tl.store(index_ptr + at, found, mask=mask)
-    x_squares, y_squares = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
-    products = tl.zeros([ROWS], tl.float64)
+    x_squares, y_squares = tl.zeros([ROWS, BLOCK_D], tl.float64), tl.zeros([ROWS, BLOCK_D], tl.float64)
+    products = tl.zeros([ROWS, BLOCK_D], tl.float64)
     for start in range(0, d, BLOCK_D):
         k = start + tl.arange(0, BLOCK_D)
         x = load_rows(x_ptr + n * stride_xn, rows, count_x, k, d, stride_xl).to(tl.float64)
         y = load_rows(y_ptr + n * stride_yn, found, count_y, k, d, stride_yl).to(tl.float64)
         if METRIC == "cosine":
-            x_squares += tl.sum(x * x, 1)
-            y_squares += tl.sum(y * y, 1)
-            products += tl.sum(x * y, 1)
+            x_squares += x * x
+            y_squares += y * y
+            products += x * y
         else:
-            products += tl.sum((x - y) * (x - y), 1)
+            products += (x - y) * (x - y)
     if METRIC == "cosine":
         # The root of the product: of two equal rows exactly their product, so that they are 0 apart.
-        square = x_squares * y_squares
-        x_norm, y_norm = tl.maximum(tl.sqrt(x_squares), EPS), tl.maximum(tl.sqrt(y_squares), EPS)
-        plain = (tl.sqrt(x_squares) >= EPS) & (tl.sqrt(y_squares) >= EPS) & (square > 1e-290) & (square < 1e290)
-        match = products / tl.where(plain, tl.sqrt(tl.where(plain, square, 1.0)), x_norm * y_norm)
+        x_total, y_total = tl.sum(x_squares, 1), tl.sum(y_squares, 1)
+        square = x_total * y_total
+        x_norm, y_norm = tl.maximum(tl.sqrt(x_total), EPS), tl.maximum(tl.sqrt(y_total), EPS)
+        plain = (tl.sqrt(x_total) >= EPS) & (tl.sqrt(y_total) >= EPS) & (square > 1e-290) & (square < 1e290)
+        match = tl.sum(products, 1) / tl.where(plain, tl.sqrt(tl.where(plain, square, 1.0)), x_norm * y_norm)
         distance = tl.minimum(tl.maximum(1 - match, 0.0), 2.0)
     else:
-        match = products
+        match = tl.sum(products, 1)
         distance = tl.minimum(tl.maximum(match, 1e-5), 1e5)
         if min_ptr.dtype.element_ty != tl.float64:
             distance = distance.to(tl.float32)
@@ -85,7 +86,7 @@ def forward(
     matches, norms = ([x.new_empty(s, dtype=torch.float64) for s in shapes] for _ in range(2))
     if minima[0].numel() == 0:
         return minima[0], indices[0], minima[1], indices[1], *matches, *norms
-    (n, _, d), options = x.shape, rows_of(x.shape[2])
+    (n, _, d), options = x.shape, rows_of(x.shape[2], 512)
     with on_device_of(x):
         squares, bad, found = search(*sides, metric, eps)
         for k, side in enumerate(sides):
@@ -115,12 +116,21 @@ def backward(
     need_y: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and y; size [0] where not needed."""
-    x, y = dense_rows(x), dense_rows(y)
-    sides = (
-        (x, x_norm, x.new_zeros(x.shape[:2]) if grad_row is None else grad_row.contiguous(), row_argmin, row_match),
-        (y, y_norm, y.new_zeros(y.shape[:2]) if grad_col is None else grad_col.contiguous(), col_argmin, col_match),
-    )
-    return (
-        side_gradient(*sides[0], *sides[1], metric, eps) if need_x else x.new_empty(0),
-        side_gradient(*sides[1], *sides[0], metric, eps) if need_y else y.new_empty(0),
-    )
+    sides = []
+    for rows, norm, grad, index, match in (
+        (x, x_norm, grad_row, row_argmin, row_match),
+        (y, y_norm, grad_col, col_argmin, col_match),
+    ):
+        grad = rows.new_zeros(rows.shape[:2]) if grad is None else grad.contiguous()
+        sides.append((dense_rows(rows), norm, grad, index, match))
+    needed = [k for k, need in enumerate((need_x, need_y)) if need]
+    grads = [x.new_empty(0), y.new_empty(0)]
+    if needed:
+        counts, indices = [sides[k][0].shape[1] for k in needed], [sides[1 - k][3] for k in needed]
+        order, begin = pairs_of(indices, counts)
+        first = before = 0
+        for k, count, index in zip(needed, counts, indices, strict=True):
+            other, norm, grad, _, match = sides[1 - k]
+            grads[k] = side_gradient(*sides[k], other, norm, grad, match, order, begin[:, first:], before, metric, eps)
+            first, before = first + count, before + index.shape[1]
+    return grads[0], grads[1]

@@ -35,7 +35,7 @@ def _pair_terms(grad, match, other_norm, d, EPS: tl.constexpr, METRIC: tl.conste
 @triton.jit
 def _min_distances_bwd_kernel(
     x_ptr, x_norm_ptr, grad_ptr, index_ptr, match_ptr, y_ptr, y_norm_ptr, y_grad_ptr, y_match_ptr, order_ptr, begin_ptr,
-    grad_x_ptr, count_x, count_y, d, parts, stride_xn, stride_xl, stride_yn, stride_yl,
+    grad_x_ptr, count_x, count_y, d, parts, listed, bounds, before, stride_xn, stride_xl, stride_yn, stride_yl,
     EPS: tl.constexpr, METRIC: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A part of one row of the gradient."""
@@ -54,12 +54,12 @@ def _min_distances_bwd_kernel(
         y -= x
     total = tl.where(weight != 0, weight * y, 0.0)
     # the minima of others
-    begin = tl.load(begin_ptr + n * (count_x + 1) + i)
-    end = tl.load(begin_ptr + n * (count_x + 1) + i + 1)
+    begin = tl.load(begin_ptr + n * bounds + i)
+    end = tl.load(begin_ptr + n * bounds + i + 1)
     for first in range(begin, end, ROWS):
         at = first + tl.arange(0, ROWS)
         mask = at < end
-        rows = tl.load(order_ptr + n * count_y + at, mask=mask, other=0)
+        rows = tl.load(order_ptr + n * listed + at, mask=mask, other=before) - before
         grads = tl.load(y_grad_ptr + n * count_y + rows, mask=mask, other=0.0)
         matches = tl.load(y_match_ptr + n * count_y + rows, mask=mask, other=0.0)
         norms = tl.load(y_norm_ptr + n * count_y + rows, mask=mask, other=1.0)
@@ -85,6 +85,19 @@ def _min_distances_bwd_kernel(
     tl.store(grad_x_ptr + row * d + k, total.to(grad_x_ptr.dtype.element_ty), mask=inside)
 
 
+def pairs_of(indices: list[Tensor], counts: list[int]) -> tuple[Tensor, Tensor]:
+    """For each row, of `counts` rows of one side and then of the other, those of `indices` that are of it.
+
+    They are order[begin[row] : begin[row + 1]], in ascending order, counted through all indices. One sort for both.
+    """
+    total = sum(counts)
+    dtype = torch.int16 if total < 2**15 else torch.int64 if total >= 2**31 else torch.int32  # few digits: few passes
+    rows = torch.cat([indices[0], *(index + counts[0] for index in indices[1:])], 1).to(dtype)
+    by_row, order = rows.sort(dim=1, stable=True)
+    bounds = torch.arange(total + 1, dtype=dtype, device=rows.device).expand(len(rows), -1).contiguous()
+    return order, torch.searchsorted(by_row, bounds)
+
+
 def side_gradient(
     x: Tensor,  # [N, L, D]
     x_norm: Tensor,  # [N, L]
@@ -94,25 +107,24 @@ def side_gradient(
     y: Tensor,  # [N, M, D], and the same of the other side
     y_norm: Tensor,
     y_grad: Tensor,
-    y_index: Tensor,
     y_match: Tensor,
+    order: Tensor,
+    begin: Tensor,  # [N, L + 1], the part of x
+    before: int,  # listed before those of y
     metric: str,
     eps: float,
 ) -> Tensor:
     """The gradient of x."""
-    (n, count, d), others = x.shape, y.shape[1]
+    n, count, d = x.shape
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if grad_x.numel() == 0:
         return grad_x
-    by_index, order = y_index.sort(dim=1, stable=True)
-    bounds = torch.arange(count + 1, device=x.device).expand(n, -1).contiguous()
-    begin = torch.searchsorted(by_index, bounds)
-    block = min(max(triton.next_power_of_2(d), 16), 256)
+    block = min(max(triton.next_power_of_2(d), 16), 512)
     parts = triton.cdiv(d, block)
     with on_device_of(x):
         _min_distances_bwd_kernel[(n * count * parts,)](
             x, x_norm, grad, index, match, y, y_norm, y_grad, y_match, order, begin, grad_x,
-            count, others, d, parts, *x.stride()[:2], *y.stride()[:2], EPS=eps, METRIC=metric,
-            ROWS=1024 // block, BLOCK_D=block, num_warps=4, maxnreg=128,  # unsaid, some assemblers spill
+            count, y.shape[1], d, parts, order.stride(0), begin.stride(0), before, *x.stride()[:2], *y.stride()[:2],
+            EPS=eps, METRIC=metric, ROWS=min(2048 // block, 16), BLOCK_D=block, num_warps=2, maxnreg=168,
         )  # fmt: skip
     return grad_x

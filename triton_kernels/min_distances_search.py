@@ -68,15 +68,16 @@ def _rows_kernel(
     x_ptr += n * stride_xn
     centre_ptr += n * stride_cn
     inside = rows < count
-    total, moved = tl.zeros([ROWS], tl.float64), tl.zeros([ROWS], tl.float64)
+    totals, moves = tl.zeros([ROWS, BLOCK_D], tl.float64), tl.zeros([ROWS, BLOCK_D], tl.float64)
     for start in range(0, d, BLOCK_D):
         k = start + tl.arange(0, BLOCK_D)
         x = load_rows(x_ptr, rows, count, k, d, stride_xl)
         if METRIC == "euclidean":
             centred = _centred(x, centre_ptr, k, d, ACC).to(tl.float64)
-            moved += tl.sum(centred * centred, 1)
+            moves += centred * centred
         x = x.to(tl.float64)
-        total += tl.sum(x * x, 1)
+        totals += x * x
+    total, moved = tl.sum(totals, 1), tl.sum(moves, 1)
     tl.store(square_ptr + n * count + rows, total, mask=inside)
     bad = inside & ~(total < float("inf"))
     tl.atomic_min(bad_ptr + n + tl.zeros([ROWS], tl.int64), rows.to(tl.int64), mask=bad)
@@ -226,10 +227,10 @@ def _differences_kernel(
     )
 
 
-def rows_of(d: int) -> dict[str, int]:
-    """Rows and values of a row that a program takes at a time: at most 512 values together."""
-    block = min(max(triton.next_power_of_2(d), 16), 512)
-    return {"ROWS": min(512 // block, 16), "BLOCK_D": block}
+def rows_of(d: int, most: int) -> dict[str, int]:
+    """Rows and values of a row that a program takes at a time: at most `most` values together."""
+    block = min(max(triton.next_power_of_2(d), 16), most)
+    return {"ROWS": min(most // block, 16), "BLOCK_D": block}
 
 
 def chunk_of(n: int, rows: int, cols: int) -> tuple[int, int]:
@@ -244,7 +245,7 @@ def _measured(
     x: Tensor, centre: Tensor, bad: Tensor, height: int, metric: str, eps: float, second: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Sums of squares of rows; and where height is not 0, `height` rows as a factor, their inverses and offsets."""
-    (n, count, d), options = x.shape, rows_of(x.shape[2])
+    (n, count, d), options = x.shape, rows_of(x.shape[2], 1024)
     square, width = x.new_empty((n, count), dtype=torch.float64), triton.cdiv(d, LINE) * LINE
     factor = inverse = offset = None
     if height:

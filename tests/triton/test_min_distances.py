@@ -9,6 +9,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 from stylekern.triton_kernels import min_distances as op
+from stylekern.triton_kernels import min_distances_search
 
 from stylekern import reference
 
@@ -86,6 +87,20 @@ def test_ties_across_programs(d: int, metric: str, dtype: torch.dtype) -> None:
     found = case.forward()
     truth = reference.min_distances(case.x.double(), case.y.double(), metric=metric)
     assert torch.equal(found[1], truth[1]) and torch.equal(found[3], truth[3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("n", [1, 5])
+def test_several_chunks(n: int, metric: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows, the last one partial; and of samples, fewer in the last; ties in different ones."""
+    monkeypatch.setattr(min_distances_search, "CHUNK", 16 * 48 if n == 1 else 2 * 70 * 48)
+    samples, height = min_distances_search.chunk_of(n, 70, 48)
+    assert (samples, height) == (1, 16) if n == 1 else samples == 2 and height == 80
+    case = Case(n=n, rows=70, columns=37, d=21, metric=metric, dtype=dtype)
+    for side in (case.x, case.y):
+        side[:, -9:] = side[:, :9]
+    case.check()
 
 
 @pytest.mark.parametrize("missing", [0, 1])
