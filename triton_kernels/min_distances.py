@@ -94,7 +94,7 @@ def forward(
             _pairs_kernel[(n * triton.cdiv(side.shape[1], options["ROWS"]),)](
                 side, other, squares[k], bad[1 - k], found[k], indices[k], minima[k], matches[k], norms[k],
                 side.shape[1], other.shape[1], d, *side.stride()[:2], *other.stride()[:2],
-                EPS=eps, METRIC=metric, num_warps=4, maxnreg=64, **options,  # unsaid, some assemblers spill
+                EPS=eps, METRIC=metric, num_warps=2, maxnreg=128, **options,  # unsaid, some assemblers spill
             )  # fmt: skip
     return minima[0], indices[0], minima[1], indices[1], *matches, *norms
 

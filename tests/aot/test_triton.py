@@ -123,6 +123,9 @@ STREAMS = {
     # three rows of the pixel's own column; of several channels, the rows are in a loop
     (("adaconv-g1", "adaconv-g1-bf16"), "_adaconv_fwd_kernel"): (3, 1),
     (("adaconv-g8",), "_adaconv_fwd_kernel"): (1, 8),
+    # a row twice, the second time to write its halves three times
+    (("cosine", "euclidean"), "_rows_kernel"): (4, 3),
+    (("cosine", "cosine-bf16", "euclidean"), "_minima_kernel"): (8, 0),
 }
 # (cases, kernels) whose products run on Hopper's tensor cores as wgmma, and nothing of them as the older mma
 PRODUCTS = (

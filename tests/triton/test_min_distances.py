@@ -103,6 +103,15 @@ def test_several_chunks(n: int, metric: str, dtype: torch.dtype, monkeypatch: py
     case.check()
 
 
+def test_bfloat16_of_any_norm() -> None:
+    case = Case(d=40, dtype=torch.bfloat16)
+    case.x, case.y = 1e30 * case.x, 1e-30 * case.y
+    case.eps = 1e-35
+    found = case.forward()
+    truth = reference.min_distances(case.x.double(), case.y.double(), eps=case.eps)
+    assert torch.equal(found[1], truth[1]) and torch.equal(found[3], truth[3])
+
+
 @pytest.mark.parametrize("missing", [0, 1])
 def test_a_gradient_that_is_missing_is_zero(missing: int) -> None:
     case = Case()
