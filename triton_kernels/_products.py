@@ -50,8 +50,42 @@ def factor(x: Tensor, dim: int, second: bool = False) -> tuple[Tensor, Tensor | 
     return parts, inverse
 
 
+def peaks(x: Tensor) -> Tensor:  # [N, L] of [N, L, D]
+    """The largest of each row's numbers, of those that are finite, as :func:`tied` takes it."""
+    most = torch.linalg.vector_norm(x.nan_to_num(0.0, 0.0, 0.0), torch.inf, 2)
+    return most if x.dtype == torch.float64 else most.float()
+
+
+def tied(x: Tensor, weight: Tensor, peak: Tensor) -> tuple[Tensor, Tensor | None]:
+    """weight[n, l] x[n, l, :], a second factor, for a first one whose rows, summed over, were divided by `weight`.
+
+    That first factor is [N, L, D'] with three parts behind one another in each row, [high high low], or one of 16 bits,
+    and is multiplied seen as [N, 3 L, D']. The weights are powers of two. The inverse scale, [N], is one for a sample,
+    by its largest weight * peak: what is far below that is far below the sum. Other types have no weights.
+    """
+    if x.dtype not in (torch.float32, torch.float16):
+        return factor(x, 1, second=True)
+    n, height, width = x.shape
+    count, padded = 3 if x.dtype == torch.float32 else 1, triton.cdiv(width, LINE) * LINE
+    most = (weight * peak).amax(1)
+    inverse = torch.empty_like(most)
+    parts = x.new_empty((n, count * height, padded), dtype=torch.float16)
+    block_w = min(max(triton.next_power_of_2(padded), 16), 128)
+    block_h = 2048 // block_w
+    grid = (n * triton.cdiv(height, block_h) * triton.cdiv(padded, block_w),)
+    with on_device_of(x):
+        _tie_kernel[grid](
+            x, weight, most, parts, inverse, height, width, padded, *x.stride(), *weight.stride(),
+            PARTS=count, BLOCK_H=block_h, BLOCK_W=block_w, num_warps=4,
+        )  # fmt: skip
+    return parts, inverse
+
+
 def product(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y of factors, in float32, of float64 in float64."""
+    """x @ y of factors, in float32, of float64 in float64; autocast would round them to its own type."""
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return product(x, y)
     if x.dtype == torch.float64:
         return torch.bmm(x, y)
     if not x.is_cuda:
@@ -104,3 +138,28 @@ def _split_kernel(
     tl.store(parts_ptr + at, high, mask=there)
     tl.store(parts_ptr + step + at, low if SECOND else high, mask=there)
     tl.store(parts_ptr + 2 * step + at, high if SECOND else low, mask=there)
+
+
+@triton.jit
+def _tie_kernel(
+    x_ptr, weight_ptr, most_ptr, parts_ptr, inverse_ptr, height, width, padded, stride_xn, stride_xl, stride_xd,
+    stride_wn, stride_wl, PARTS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    tiles_h, tiles_w = tl.cdiv(height, BLOCK_H), tl.cdiv(padded, BLOCK_W)
+    n = (tl.program_id(0) // (tiles_h * tiles_w)).to(tl.int64)
+    top, left = tl.program_id(0) // tiles_w % tiles_h * BLOCK_H, tl.program_id(0) % tiles_w * BLOCK_W
+    rows, cols = top + tl.arange(0, BLOCK_H), left + tl.arange(0, BLOCK_W)
+    at = rows.to(tl.int64)[:, None] * stride_xl + cols.to(tl.int64)[None, :] * stride_xd
+    x = tl.load(x_ptr + n * stride_xn + at, mask=inside(rows, cols, height, width), other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + n * stride_wn + rows * stride_wl, mask=rows < height, other=0.0)
+    scale, inverse = scale_of(tl.load(most_ptr + n))
+    if top + left == 0:
+        tl.store(inverse_ptr + n, inverse)
+    high, low = halves(x * weight[:, None] * scale)
+    parts_ptr += PARTS * n * height * padded
+    at = offsets(rows, cols, PARTS * padded)
+    there = inside(rows, cols, height, padded)
+    tl.store(parts_ptr + at, high, mask=there)
+    if PARTS == 3:
+        tl.store(parts_ptr + padded + at, low, mask=there)
+        tl.store(parts_ptr + 2 * padded + at, high, mask=there)

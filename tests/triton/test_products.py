@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from stylekern.triton_kernels._products import factor, product
+from stylekern.triton_kernels._products import factor, peaks, product, tied
 
 from ..ops.cases import relative_error
 
@@ -51,3 +51,29 @@ def test_values_that_are_not_finite_stay_in_their_row() -> None:
     x[0, 1, 3], x[0, 2, 0] = torch.inf, torch.nan
     finite = multiplied(x, y, 2).isfinite()
     assert finite[0, [0, 3]].all() and not finite[0, 1:3].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_factor_tied_to_another_one_takes_its_rows_scales(dtype: torch.dtype) -> None:
+    """Sums over rows, of which the first factor has a scale each."""
+    x, y = torch.randn(2, 21, 8), torch.randn(2, 21, 11).to(dtype)
+    x *= torch.logspace(-20, 5, 21).view(1, -1, 1)
+    y[1, 3] = 0
+    if dtype == torch.float32:
+        first, weight = factor(x, 2)
+        first = first.view(2, 63, 8)
+    else:
+        weight = torch.exp2(x.abs().amax(2).log2().ceil() - 15)
+        first = (x / weight.unsqueeze(2)).half()
+        x = first.float() * weight.unsqueeze(2)
+    second, inverse = tied(y, weight, peaks(y))
+    given = product(first.mT, second)[..., :11] * inverse.view(2, 1, 1)
+    exact = x.double().mT @ y.double()
+    assert all(relative_error(given[n], exact[n]) < (1e-6 if dtype == torch.float32 else 1e-3) for n in range(2))
+
+
+def test_autocast_leaves_factors_their_type() -> None:
+    (x, _), (y, _) = factor(torch.ones(1, 1, 8) * 1.001, 2), factor(torch.ones(1, 1, 8), 2, second=True)
+    plain = product(x, y.mT)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(product(x, y.mT), plain)
