@@ -1,63 +1,59 @@
-"""What the passes of cgm_attention share: scores, threshold, and products whose weights are made on the way.
+"""What the passes of cgm_attention share: chunks of queries, thresholds, and what is made of a row of scores.
 
-A program owns a block of queries or of keys and goes over blocks of the others; a block of scores exists in registers
-only. Every pass makes it by :func:`products`, in the same order over the depth, so that all passes keep the same keys.
+Scores exist for a chunk of queries at a time, and the library makes them, so that both passes, which cut the same
+chunks, keep the same keys. Between its products a program owns whole rows of a chunk and goes over the keys.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulator, dense_rows, inside, offsets, on_device_of, torch_accumulator
+from ._common import accumulator, inside, offsets, on_device_of, torch_accumulator
+from ._products import factor, halves, product, scale_of
 
-# float32 on tensor cores: three products of TF32, which keep 22 of an operand's 24 bits. "ieee" would keep all of them,
-# and leave the tensor cores idle. Where a dtype has one precision only, this says nothing.
-PRECISION = "tf32x3"
+# Numbers of a chunk: enough that a product fills the device, few enough that they stay in its cache for the next one.
+CHUNK = 2**22
+LINE = 16  # keys are filled up to this, so that rows of scores are read and written in 16 bytes
 
 
 # Host side
 
 
-def blocks(x: Tensor) -> dict[str, object]:
-    """Queries and keys of a block, the chunk of the depth, and the columns of a result that a program makes.
-
-    A result's 512 columns together would not fit into the registers, so a program makes some and the scores are made
-    again for the others.
-    """
-    query, key, depth, width = {8: (32, 32, 16, 64), 4: (64, 32, 16, 128), 2: (64, 64, 64, 256)}[x.element_size()]
-    return {
-        "BLOCK_Q": query, "BLOCK_K": key, "BLOCK_D": depth, "BLOCK_W": width,
-        "PRECISION": PRECISION if x.dtype == torch.float32 else "ieee", "ACC": accumulator(x), "num_warps": 8,
-        "maxnreg": 255,  # unsaid, the assembler spills some bytes where that fits a second program beside the first
-    }  # fmt: skip
+def padded(x: Tensor, line: int = LINE) -> Tensor:  # [N, L, D] as [N, L rounded up to line, D or 1]
+    """With zeros behind the last row, and a column of them where there is none, which products need."""
+    _, length, depth = x.shape
+    return x if length % line == 0 and depth else F.pad(x, (0, int(not depth), 0, -length % line))
 
 
-def grid(n: int, length: int, block: object, width: int = 1, block_w: object = 1) -> tuple[int]:
-    """The grid that :func:`block_of` takes apart."""
-    assert isinstance(block, int) and isinstance(block_w, int)
-    return (n * triton.cdiv(length, block) * max(triton.cdiv(width, block_w), 1),)
+def samples_of(n: int, lq: int, lk: int, depth: int, width: int) -> Iterator[tuple[slice, list[slice]]]:
+    """The samples that are made together, and their rows that are: what fits into a chunk, or parts of one sample."""
+    across = max(triton.cdiv(lk, LINE) * LINE, depth, width)
+    samples = max(CHUNK // (lq * across), 1)
+    parts = triton.cdiv(lq, max(CHUNK // (min(samples, n) * across), LINE))
+    rows = triton.cdiv(lq, parts)
+    chunks = [slice(start, min(start + rows, lq)) for start in range(0, lq, rows)]
+    for start in range(0, n, samples):
+        yield slice(start, min(start + samples, n)), chunks
 
 
-def whole_lines(x: Tensor) -> Tensor:  # [N, L, D] as [N, L, D rounded up to 16]
-    """x itself where each row starts on 16 bytes and ends with them; otherwise a copy, with zeros behind each row.
-
-    Zeros change no product. What is read without wide loads needs an address for every number, which would spill.
-    """
-    if x.stride(2) == 1 and all(y % 16 == 0 for y in (x.shape[2], *row_strides(x), x.data_ptr())):
-        return x
-    copy = x.new_zeros((*x.shape[:2], triton.cdiv(x.shape[2], 16) * 16))
-    copy[..., : x.shape[2]] = x
-    return copy
+def block(keys: int, dtype: torch.dtype) -> dict[str, int]:
+    """The rows of a program, and the keys that it reads at once."""
+    size = 1024 if dtype == torch.float64 else 2048
+    block_k = min(triton.next_power_of_2(keys), size)
+    return {"BLOCK_Q": size // block_k, "BLOCK_K": block_k, "num_warps": 4}
 
 
-def row_strides(x: Tensor) -> tuple[int, int]:
-    """All but the last's, which is 1."""
-    return x.stride(0), x.stride(1)
+def parts_of(x: Tensor, keys: int) -> Tensor:  # [N, rows, keys or 3 keys]
+    """Room for a first factor of weights, for what :func:`factor` makes of x's dtype; x is any [N, rows, ...] of it."""
+    single = x.dtype == torch.float32
+    return x.new_empty((*x.shape[:2], 3 * keys if single else keys), dtype=torch.float16 if single else x.dtype)
 
 
 def thresholds(
@@ -75,74 +71,107 @@ def thresholds(
     return torch.where(t.isnan(), torch.inf, t).contiguous()
 
 
-def scales(q: Tensor, k: Tensor, alpha: float, cosine: bool, eps: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What the products of queries and keys are to be multiplied by, alpha with the queries'; the queries' without it.
+class Scores:
+    """The scores of some samples, a chunk of queries at a time, and what they are to be multiplied by."""
 
-    Triton passes numbers as float32, which would be too little of alpha for float64.
-    """
-    if not cosine:
-        return torch.full(q.shape[:2], alpha, dtype=torch_accumulator(q), device=q.device), None, None
-    q_rnorm, k_rnorm = row_products(q, q, eps), row_products(k, k, eps)
-    return q_rnorm * alpha, k_rnorm, q_rnorm
+    def __init__(self, q: Tensor, k: Tensor, alpha: float, cosine: bool, eps: float) -> None:
+        self.q, q_inverse = factor(padded(q, 1), 2)
+        self.k, k_inverse = factor(k, 2, second=True)
+        self.q_rnorm, self.k_rnorm = (rnorms(q, eps), rnorms(k, eps)) if cosine else (None, None)
+        # As a tensor: Triton passes numbers as float32, which would be too little of alpha for float64.
+        ones = q.new_ones(q.shape[:2], dtype=torch_accumulator(q)) if self.q_rnorm is None else self.q_rnorm
+        self.alpha = ones * alpha
+        self.q_scale, self.k_scale = times(self.alpha, q_inverse), times(self.k_rnorm, k_inverse)
+
+    def of(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """q . k, and the scales of the queries; those of the keys are `k_scale`."""
+        return product(self.q[:, rows], self.k.mT), self.q_scale[:, rows]
 
 
-def row_products(x: Tensor, y: Tensor, eps: float | None = None) -> Tensor:  # [N, L] of [N, L, D]
-    """sum x y; with eps 1 / max(sqrt(sum x y), eps)."""
-    x, y = dense_rows(x), dense_rows(y)
-    n, length, depth = x.shape
-    out = torch.empty((n, length), dtype=torch_accumulator(x), device=x.device)
-    with on_device_of(x):
-        _row_products_kernel[grid(n, length, 16)](
-            x, y, out, length, depth, *row_strides(x), *row_strides(y),
-            EPS=eps, BLOCK_L=16, BLOCK_D=128, ACC=accumulator(x), num_warps=4,
+def rnorms(x: Tensor, eps: float) -> Tensor:  # [N, L] of [N, L, D]
+    """1 / max(|x|, eps)."""
+    return torch.linalg.vector_norm(x, dim=2, dtype=torch_accumulator(x)).clamp_min_(eps).reciprocal_()
+
+
+def times(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+    """x * y, of which None is 1."""
+    return y if x is None else x if y is None else x * y
+
+
+def finish(
+    product: Tensor,  # [N, L, at least D]
+    row: Tensor | None,  # [N, L]
+    col: Tensor | None,  # [N, D]
+    out: Tensor,  # [N, L, D]
+    x: Tensor | None = None,  # [N, L, D]
+    rnorm: Tensor | None = None,  # [N, L]
+    eps: float = 0.0,
+) -> None:
+    """Writes the product times its scales; with `rnorm` as a gradient of x, without what of it lies along x."""
+    n, length, width = out.shape
+    if not out.numel():
+        return
+    block_w = min(triton.next_power_of_2(width), 512)
+    block_l = max(1024 // block_w, 1)
+    with on_device_of(out):
+        _finish_kernel[(triton.cdiv(n * length, block_l),)](
+            product, row, col, x, rnorm, out, n * length, length, width, *product.stride()[:2],
+            *(0, 0) if row is None else row.stride(), *(0, 0, 0) if x is None else x.stride(), *out.stride()[:2],
+            EPS=eps, BLOCK_L=block_l, BLOCK_W=block_w, ACC=accumulator(product), num_warps=4,
         )  # fmt: skip
-    return out
 
 
 @triton.jit
-def _row_products_kernel(
-    x_ptr, y_ptr, out_ptr, length, depth, stride_xn, stride_xl, stride_yn, stride_yl,
-    EPS: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr, ACC: tl.constexpr,
+def _finish_kernel(
+    product_ptr, row_ptr, col_ptr, x_ptr, rnorm_ptr, out_ptr, count, length, width, stride_pn, stride_pl,
+    stride_rn, stride_rl, stride_xn, stride_xl, stride_xd, stride_on, stride_ol,
+    EPS: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_W: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    n, start, _ = block_of(length, BLOCK_L, 1, 1)
-    rows = start + tl.arange(0, BLOCK_L)
-    x_ptr += n * stride_xn
-    y_ptr += n * stride_yn
-    total = tl.zeros([BLOCK_L, BLOCK_D], ACC)
-    for first in range(0, depth, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)
-        x = load_block(x_ptr, rows, d, length, depth, stride_xl).to(ACC)
-        total += x * load_block(y_ptr, rows, d, length, depth, stride_yl).to(ACC)
-    value = tl.sum(total, 1)
-    if EPS is not None:
-        value = 1 / tl.maximum(tl.sqrt(value), EPS)
-    tl.store(out_ptr + n * length + rows, value, mask=rows < length)
+    r = tl.program_id(0).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
+    n, u = r // length, r % length
+    row = load_rows(row_ptr, n * stride_rn + u * stride_rl, r < count, 1.0)
+    product_ptr += (n * stride_pn + u * stride_pl)[:, None]
+    out_ptr += (n * stride_on + u * stride_ol)[:, None]
+    if rnorm_ptr is not None:
+        x_ptr += (n * stride_xn + u * stride_xl)[:, None]
+        rnorm = load_rows(rnorm_ptr, n * stride_rn + u * stride_rl, r < count, 0.0)
+        along = tl.zeros([BLOCK_L], ACC)
+        for start in range(0, width, BLOCK_W):
+            d = start + tl.arange(0, BLOCK_W)
+            there = inside(r, d, count, width)
+            total = scaled(product_ptr, row, col_ptr, n, d, width, there)
+            x = tl.load(x_ptr + d.to(tl.int64)[None, :] * stride_xd, mask=there, other=0.0).to(ACC)
+            along += tl.sum(total * (x * rnorm[:, None]), 1)
+        # dx = (dx^ - x^ (x^ . dx^)) / |x|; a row no longer than eps is divided by eps: 1 but for what 1 / eps rounds
+        along = tl.where(rnorm * EPS < 1 - 1e-6, along, 0.0)
+    for start in range(0, width, BLOCK_W):
+        d = start + tl.arange(0, BLOCK_W)
+        there = inside(r, d, count, width)
+        total = scaled(product_ptr, row, col_ptr, n, d, width, there)
+        if rnorm_ptr is not None:
+            x = tl.load(x_ptr + d.to(tl.int64)[None, :] * stride_xd, mask=there, other=0.0).to(ACC)
+            total -= x * rnorm[:, None] * along[:, None]
+        tl.store(out_ptr + d[None, :], rounded(total, out_ptr.dtype.element_ty), mask=there)
 
 
 # Device side
 
 
 @triton.jit
-def block_of(length, BLOCK: tl.constexpr, width, BLOCK_W: tl.constexpr):
-    """This program's sample, its first row, and its first column."""
-    pid = tl.program_id(0)
-    parts = tl.maximum(tl.cdiv(width, BLOCK_W), 1)
-    count = tl.cdiv(length, BLOCK)
-    return (pid // (parts * count)).to(tl.int64), pid // parts % count * BLOCK, pid % parts * BLOCK_W
+def scaled(product_ptr, row, col_ptr, n, d, width, there):
+    total = tl.load(product_ptr + d[None, :], mask=there, other=0.0) * row[:, None]
+    if col_ptr is not None:
+        total *= tl.load(col_ptr + offsets(n, d, width), mask=there, other=0.0)
+    return total
 
 
 @triton.jit
-def load_block(x_ptr, rows, cols, height, width, stride_l):
-    return tl.load(x_ptr + offsets(rows, cols, stride_l), mask=inside(rows, cols, height, width), other=0.0)
-
-
-@triton.jit
-def load_rows(x_ptr, n, rows, length, other):
+def load_rows(x_ptr, at, there, other):
     """A number a row; `other` behind the last, and for all of them where there is no tensor."""
     if x_ptr is None:
-        return tl.full([rows.shape[0]], other, tl.float32)
+        return tl.full([at.shape[0]], other, tl.float32)
     else:
-        return tl.load(x_ptr + n * length + rows, mask=rows < length, other=other)
+        return tl.load(x_ptr + at, mask=there, other=other)
 
 
 INTERPRETED = tl.constexpr(not isinstance(load_rows, triton.JITFunction))
@@ -159,31 +188,25 @@ def rounded(w, dtype: tl.constexpr):
 
 
 @triton.jit
-def dot(x, y, total, PRECISION: tl.constexpr, ACC: tl.constexpr):
-    if INTERPRETED and y.dtype == tl.bfloat16:  # it would multiply the bits, as integers
-        x, y = x.to(tl.float32), y.to(tl.float32)
-    return tl.dot(x, y, total, input_precision=PRECISION, out_dtype=ACC)
+def rows_of(count, rows, lq, BLOCK_Q: tl.constexpr):
+    """This program's rows of a chunk, their samples, and where they are in [N, Lq]; tensors start at the chunk's."""
+    r = tl.program_id(0).to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    return r, r // rows, r // rows * lq + r % rows
 
 
 @triton.jit
-def products(
-    x_ptr, y_ptr, rows, cols, height, width, depth, stride_xl, stride_yl,
-    BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """x[u] . y[v] for a block of u and v."""
-    total = tl.zeros([rows.shape[0], cols.shape[0]], ACC)
-    for start in range(0, depth, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        x = load_block(x_ptr, rows, d, height, depth, stride_xl)
-        y = load_block(y_ptr, cols, d, width, depth, stride_yl)
-        total = dot(x, tl.trans(y), total, PRECISION, ACC)
-    return total
+def load_scaled(x_ptr, row, col_ptr, r, n, cols, count, keys):
+    """A product's numbers, times the scales of their rows and columns."""
+    there = inside(r, cols, count, keys)
+    x = tl.load(x_ptr + offsets(r, cols, keys), mask=there, other=0.0) * row[:, None]
+    if col_ptr is not None:
+        x *= tl.load(col_ptr + offsets(n, cols, keys), mask=there, other=0.0)
+    return x
 
 
 @triton.jit
-def least_kept(t_ptr, lse, n, rows, length):
+def least_kept(t, lse):
     """A > T is S > this: lse + log T, or -inf where T <= 0."""
-    t = load_rows(t_ptr, n, rows, length, float("-inf"))
     return tl.where(t <= 0, float("-inf"), lse + tl.log(tl.where(t <= 0, 1.0, t)))
 
 
@@ -200,32 +223,27 @@ def gated(x, s, least):
 
 
 @triton.jit
-def accumulate(total, peak, w, x, PRECISION: tl.constexpr, ACC: tl.constexpr):
-    """total * peak + w @ x, as (total, peak): w takes x's dtype.
+def factor_scale(most, dtype: tl.constexpr):
+    """What rows of weights are multiplied by before :func:`store_factor`, by the largest of each, and the inverse.
 
-    float16 cannot hold small weights of many keys, nor the large gradients of a scaled loss: there they are relative to
-    the largest of their row so far. Elsewhere the peak stays 1.
+    float16 holds neither small weights of many keys nor the large gradients of a scaled loss.
     """
-    if x.dtype == tl.float16:
-        most = tl.maximum(peak, tl.max(tl.abs(w), 1))
-        total *= (peak / most)[:, None]
-        w /= most[:, None]
-        peak = most
-    return dot(rounded(w, x.dtype), x, total, PRECISION, ACC), peak
-
-
-@triton.jit
-def no_peak(dtype, BLOCK: tl.constexpr, ACC: tl.constexpr):
-    """What :func:`accumulate` starts with."""
     if dtype == tl.float16:
-        return tl.full([BLOCK], 1e-30, ACC)
+        return scale_of(most)
     else:
-        return tl.full([BLOCK], 1, ACC)
+        one = tl.zeros_like(most) + 1
+        return one, one
 
 
 @triton.jit
-def store_block(x_ptr, rows, cols, height, width, value):
-    """Into a contiguous tensor."""
-    tl.store(
-        x_ptr + offsets(rows, cols, width), value.to(x_ptr.dtype.element_ty), mask=inside(rows, cols, height, width)
-    )
+def store_factor(x_ptr, r, cols, count, keys, x, PARTS: tl.constexpr):
+    """Weights as the first factor of a product: three parts a row, or one."""
+    there = inside(r, cols, count, keys)
+    at = x_ptr + offsets(r, cols, PARTS * keys)
+    if PARTS == 3:
+        high, low = halves(x)
+        tl.store(at, high, mask=there)
+        tl.store(at + keys, high, mask=there)
+        tl.store(at + 2 * keys, low, mask=there)
+    else:
+        tl.store(at, rounded(x, x_ptr.dtype.element_ty), mask=there)
