@@ -7,7 +7,7 @@ chunks, keep the same keys. Between its products a program owns whole rows of a 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -43,11 +43,16 @@ def samples_of(n: int, lq: int, lk: int, depth: int, width: int) -> Iterator[tup
         yield slice(start, min(start + samples, n)), chunks
 
 
+def cut(xs: Iterable[Tensor | None], samples: slice, rows: slice) -> list[Tensor | None]:
+    """Of tensors [N, Lq], where there are any, a chunk."""
+    return [None if x is None else x[samples, rows] for x in xs]
+
+
 def block(keys: int, dtype: torch.dtype) -> dict[str, int]:
     """The rows of a program, and the keys that it reads at once."""
-    size = 1024 if dtype == torch.float64 else 2048
+    size = 512 if dtype == torch.float64 else 2048
     block_k = min(triton.next_power_of_2(keys), size)
-    return {"BLOCK_Q": size // block_k, "BLOCK_K": block_k, "num_warps": 4}
+    return {"BLOCK_Q": size // block_k, "BLOCK_K": block_k, "num_warps": 8}
 
 
 def parts_of(x: Tensor, keys: int) -> Tensor:  # [N, rows, keys or 3 keys]
@@ -100,7 +105,7 @@ def times(x: Tensor | None, y: Tensor | None) -> Tensor | None:
 
 def finish(
     product: Tensor,  # [N, L, at least D]
-    row: Tensor | None,  # [N, L]
+    row: Tensor | None,  # [N, L], of rnorm's strides
     col: Tensor | None,  # [N, D]
     out: Tensor,  # [N, L, D]
     x: Tensor | None = None,  # [N, L, D]

@@ -50,20 +50,21 @@ def factor(x: Tensor, dim: int, second: bool = False) -> tuple[Tensor, Tensor | 
     return parts, inverse
 
 
-def peaks(x: Tensor) -> Tensor:  # [N, L] of [N, L, D]
-    """The largest of each row's numbers, of those that are finite, as :func:`tied` takes it."""
-    most = torch.linalg.vector_norm(x.nan_to_num(0.0, 0.0, 0.0), torch.inf, 2)
-    return most if x.dtype == torch.float64 else most.float()
+def peaks(x: Tensor) -> Tensor | None:  # [N, L] of [N, L, D]
+    """The largest of each row's finite numbers, as :func:`tied` takes it; None for types that are not scaled."""
+    if x.dtype not in (torch.float32, torch.float16):
+        return None
+    return torch.linalg.vector_norm(x.nan_to_num(0.0, 0.0, 0.0), torch.inf, 2).float()
 
 
-def tied(x: Tensor, weight: Tensor, peak: Tensor) -> tuple[Tensor, Tensor | None]:
+def tied(x: Tensor, weight: Tensor, peak: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """weight[n, l] x[n, l, :], a second factor, for a first one whose rows, summed over, were divided by `weight`.
 
     That first factor is [N, L, D'] with three parts behind one another in each row, [high high low], or one of 16 bits,
     and is multiplied seen as [N, 3 L, D']. The weights are powers of two. The inverse scale, [N], is one for a sample,
-    by its largest weight * peak: what is far below that is far below the sum. Other types have no weights.
+    by its largest weight * peak: what is far below that is far below the sum. Other types have weights of 1.
     """
-    if x.dtype not in (torch.float32, torch.float16):
+    if peak is None:
         return factor(x, 1, second=True)
     n, height, width = x.shape
     count, padded = 3 if x.dtype == torch.float32 else 1, triton.cdiv(width, LINE) * LINE

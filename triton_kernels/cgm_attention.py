@@ -17,6 +17,7 @@ from ._cgm_attention import (
     Scores,
     attention,
     block,
+    cut,
     factor_scale,
     finish,
     gated,
@@ -102,7 +103,7 @@ def forward(
         for rows in chunks:
             s, q_scale = scores.of(rows)
             p = parts_of(query[samples, rows], keys)
-            t_of, lse_of, mass_of, row_of = (None if x is None else x[samples, rows] for x in (t, lse, mass, row))
+            t_of, lse_of, mass_of, row_of = cut((t, lse, mass, row), samples, rows)
             options = block(keys, s.dtype)
             count = s.shape[0] * s.shape[1]
             with on_device_of(s):

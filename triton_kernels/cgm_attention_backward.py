@@ -31,6 +31,7 @@ from ._cgm_attention import (
     Scores,
     attention,
     block,
+    cut,
     factor_scale,
     finish,
     gated,
@@ -199,33 +200,36 @@ def backward(
     )
     need_query, need_key = need_query and depth > 0, need_key and depth > 0
     need_ds = need_query or need_key
-    for samples, chunks in samples_of(n, lq, lk, depth, width):
+    work = samples_of(n, lq, lk, depth, width) if need_ds or need_value or surrogate else ()
+    for samples, chunks in work:
         q, g, k, v = query[samples], grad[samples], padded(key[samples]), padded(value[samples])
         keys = k.shape[1]
         scores = Scores(q, k, alpha, cosine, eps)
         k_part, k_power = mantissas(scores.k_rnorm)
-        k_factor, k_inverse = factor((k * k_power.unsqueeze(2)).to(k) if cosine else k, 1, second=True)
-        (g_factor, g_scale), (v_factor, v_scale) = factor(g, 2), factor(v, 2, second=True)
+        k_factor, k_inverse, g_factor, g_scale, v_factor, v_scale = [None] * 6
+        if need_query:
+            k_factor, k_inverse = factor((k * k_power.unsqueeze(2)).to(k) if cosine else k, 1, second=True)
+        if need_ds or surrogate:
+            (g_factor, g_scale), (v_factor, v_scale) = factor(g, 2), factor(v, 2, second=True)
         sum_k, sum_v = Sum(q, keys) if need_key else None, Sum(g, keys) if need_value else None
         ds_weight, p_weight = torch.empty_like(lse[samples]), torch.empty_like(lse[samples])
         for rows in chunks:
             s, q_scale = scores.of(rows)
-            gv = product(g_factor[:, rows], v_factor.mT) if need_ds or surrogate else None
+            gv = None if g_factor is None else product(g_factor[:, rows], v_factor.mT)
             ds = parts_of(q[:, rows], keys) if need_ds else None
             p = parts_of(q[:, rows], keys) if need_value else None
             count, options = s.shape[0] * s.shape[1], block(keys, s.dtype)
-            of_rows = (None if x is None else x[:, rows] for x in (g_scale, scores.alpha, ds_weight, p_weight))
-            g_scale_of, alpha_of, ds_weight_of, p_weight_of = of_rows
-            t_of, lse_of, mass_of, grad_t_of = (
-                None if x is None else x[samples, rows] for x in (t, lse, mass if renormalize else None, grad_t)
+            t_of, lse_of, mass_of, grad_t_of = cut((t, lse, mass if renormalize else None, grad_t), samples, rows)
+            g_scale_of, alpha_of, ds_weight_of, p_weight_of = cut(
+                (g_scale, scores.alpha, ds_weight, p_weight), slice(None), rows
             )
             with on_device_of(s):
                 _cgm_attention_bwd_kernel[(triton.cdiv(count, options["BLOCK_Q"]),)](
                     s, gv, q_scale, scores.k_scale, g_scale_of, v_scale, alpha_of, k_part, t_of, lse_of, mass_of,
                     sharpness, ds, ds_weight_of, p, p_weight_of, grad_t_of, count, s.shape[1], lq, lk, keys,
-                    PARTS=3 if s.dtype == torch.float32 == q.dtype else 1, ACC=accumulator(q), **options,
+                    PARTS=3 if q.dtype == torch.float32 else 1, ACC=accumulator(q), **options,
                 )  # fmt: skip
-            if need_query:
+            if k_factor is not None:
                 rnorm = scores.q_rnorm[:, rows] if cosine else None
                 finish(product(ds, k_factor), ds_weight_of, k_inverse, grad_q[samples, rows], q[:, rows], rnorm, eps)
             if sum_k is not None:
@@ -252,7 +256,7 @@ class Sum:
 
     def add(self, weights: Tensor, weight: Tensor, rows: slice) -> None:
         n, keys, width = self.total.shape
-        x, inverse = tied(self.x[:, rows], weight, self.peaks[:, rows])
+        x, inverse = tied(self.x[:, rows], weight, *cut((self.peaks,), slice(None), rows))
         part = product(weights.view(n, -1, keys).mT, x)[..., :width]
         if inverse is None:
             self.total += part
