@@ -14,8 +14,7 @@
 // Fewest bytes, values a value of x, with as many channels out as in: x for the statistics, x and y: 3. The kernels are
 // small. With C/G input channels a group a value takes kh * kw * C/G multiplications.
 #pragma once
-#include "../common/adaconv.h"
-#include "instance_norm.cuh"
+#include "adaconv_depthwise.cuh"
 
 namespace stylekern::cuda {
 
@@ -55,7 +54,6 @@ struct CorrelationData {
 };
 
 inline constexpr int kAdaConvThreads = 256;
-inline constexpr int kSharedBytes = 48 << 10;  // of a block, without asking for more
 
 // Rows of a thread: as many as leave registers for 8 output channels.
 template <class A, int V>
@@ -329,6 +327,10 @@ STYLEKERN_HD int64_t adaconv_groups(const AdaConv& p) { return p.c > 0 ? p.group
 template <class T>
 cudaError_t adaconv_forward(const AdaConv& p, const T* input, const Acc<T>* kernel, const Acc<T>* bias, T* output,
                             Acc<T>* mean, Acc<T>* rstd, double eps, int64_t correction, cudaStream_t stream) {
+  if (depthwise_forward_fits<T>(p))
+    return depthwise_forward<T>(
+        p, {p.n, p.c, int(p.h), int(p.w), p.padding, p.input, input, kernel, bias, output, mean, rstd, eps, correction},
+        stream);
   if (mean) {
     const cudaError_t error =
         instance_norm_stats<T>({p.n, p.c, p.h, p.w, p.input}, input, mean, rstd, eps, correction, stream);

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "adaconv.cuh"
+#include "adaconv_depthwise_backward.cuh"
 
 namespace stylekern::cuda {
 
@@ -189,6 +190,7 @@ template <class T>
 struct AdaConvWorkspace {
   int64_t grad_x = 0, sums = 0;
   AdaConvWorkspace(const AdaConv& p, bool normalize, bool need_input, bool need_kernel) {
+    if (depthwise_backward_fits<T>(p)) return;
     if (normalize && need_input && !std::is_same_v<T, Acc<T>>) grad_x = p.n * p.c * p.h * p.w;
     if (!need_kernel || p.n * p.out_c * p.c * p.h * p.w == 0) return;
     const int64_t parts = tap_split(p).parts;
@@ -204,6 +206,11 @@ cudaError_t adaconv_backward(const AdaConv& p, const T* grad, const T* input, co
                              const Acc<T>* rstd, T* grad_input, Acc<T>* grad_kernel, Acc<T>* grad_bias,
                              Acc<T>* workspace, int64_t correction, cudaStream_t stream) {
   using A = Acc<T>;
+  if (depthwise_backward_fits<T>(p))
+    return depthwise_backward<T>(p,
+                                 {p.n, p.c, int(p.h), int(p.w), p.padding, p.input, p.grad, grad, input, kernel, mean,
+                                  rstd, grad_input, grad_kernel, grad_bias, correction},
+                                 stream);
   const AdaConvWorkspace<T> plan(p, mean, grad_input, grad_kernel);
   if (grad_input && p.n * p.c * p.h * p.w > 0) {
     A* grad_x = nullptr;

@@ -1,0 +1,239 @@
+// Depthwise adaconv with 3 x 3 taps on CUDA, a plane of input for a plane of output: a block holds a plane.
+//
+//   adaconv_depthwise_fwd_kernel   Statistics and convolution in one: x is read once, y written once.
+//   adaconv_depthwise_bwd_kernel   All gradients, through the border rule and the normalisation: x and g are read once.
+//
+// A thread has a strip of the plane in registers, R rows of V columns. Shared memory holds the whole plane, from which
+// threads read the rows and columns beside their strips: what the border rule maps them to is found once a thread, not
+// once a value. V is 16 bytes of values, or 1 where a row does not start on 16 bytes; R makes 64 bytes a thread of it,
+// all in flight at once. Within a plane, indices are int: it fits into shared memory.
+//
+// Fewest bytes, values a value of x: x and y, 2; x, g and grad_input, 3. They are what these kernels move.
+#pragma once
+#include "../common/adaconv.h"
+#include "instance_norm.cuh"
+
+namespace stylekern::cuda {
+
+inline constexpr int kSharedBytes = 48 << 10;  // of a block, without asking for more
+inline constexpr unsigned kAllLanes = 0xffffffff;
+
+// Threads of a block, at most: the forward's leave each 64 registers, the backward's 128.
+template <class T>
+inline constexpr int kDepthwiseThreads = std::is_same_v<T, double> ? 512 : 1024;
+
+template <class T, int V>
+inline constexpr int kStripRows = 64 / sizeof(Acc<T>) / V;
+
+// A plane in shared memory, its rows without gaps, read less its mean. Row or column -1 is the zero border.
+template <class T>
+struct SharedPlane {
+  using A = Acc<T>;
+  T* x;
+  int h, w;
+  A mean;
+
+  STYLEKERN_DEVICE A at(int i, int j) const { return i < 0 || j < 0 ? A(0) : to_acc(x[i * w + j]) - mean; }
+};
+
+// V columns of a row, with the one before and the one behind.
+template <class A, int V>
+struct Window {
+  A value[V + 2];
+  STYLEKERN_DEVICE A& operator[](int e) { return value[e]; }
+  STYLEKERN_DEVICE const A& operator[](int e) const { return value[e]; }
+};
+
+// The rows [i, i + R) and columns [j, j + V) of a plane, as far as there are rows.
+template <class T, int V>
+struct Strip {
+  using A = Acc<T>;
+  static constexpr int R = kStripRows<T, V>;
+  int i, j;
+  bool row_is_there[R];
+
+  STYLEKERN_DEVICE Strip(int h, int w) {
+    const int columns = w / V;
+    i = int(threadIdx.x) / columns * R, j = int(threadIdx.x) % columns * V;
+#pragma unroll
+    for (int r = 0; r < R; ++r) row_is_there[r] = i + r < h;
+  }
+
+  STYLEKERN_DEVICE void load_rows(Vec<T, V> (&raw)[R], const T* x, int64_t stride) const {
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+      if (row_is_there[r]) raw[r] = load<V>(x + (i + r) * stride + j);
+  }
+
+  // To shared memory, and to the accumulation type; rows that are not there are zeros.
+  STYLEKERN_DEVICE void keep(const Vec<T, V> (&raw)[R], const SharedPlane<T>& plane, Vec<A, V> (&values)[R]) const {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      values[r] = zeros<A, V>();
+      if (!row_is_there[r]) continue;
+      store(plane.x + (i + r) * plane.w + j, raw[r]);
+      values[r] = to_acc(raw[r]);
+    }
+  }
+
+  // Calls f(q, row) for the rows q in [-1, R] from i on, each with the column before and the one behind it. `values`
+  // are those of the strip, less the mean.
+  template <class F>
+  STYLEKERN_DEVICE void for_each_row(const Vec<A, V> (&values)[R], const SharedPlane<T>& plane, Padding padding,
+                                     F f) const {
+    const int left = int(border_index(j - 1, plane.w, padding)), right = int(border_index(j + V, plane.w, padding));
+    const int above = i > 0 ? i - 1 : int(border_index(-1, plane.h, padding));
+    const int below = int(border_index(plane.h, plane.h, padding));
+#pragma unroll
+    for (int q = -1; q <= R; ++q) {
+      const int row = q < 0 ? above : i + q < plane.h ? i + q : below;
+      Window<A, V> window;
+      window[0] = plane.at(row, left), window[V + 1] = plane.at(row, right);
+      Vec<A, V> own;
+      if (q >= 0 && q < R && row_is_there[q < 0 || q >= R ? 0 : q]) {
+        own = values[q < 0 || q >= R ? 0 : q];
+      } else if (row < 0) {
+        own = zeros<A, V>();
+      } else {
+        own = to_acc(load<V>(plane.x + row * plane.w + j));
+#pragma unroll
+        for (int e = 0; e < V; ++e) own[e] -= plane.mean;
+      }
+#pragma unroll
+      for (int e = 0; e < V; ++e) window[e + 1] = own[e];
+      f(q, window);
+    }
+  }
+};
+
+// The sum over the threads of a block, whole warps, to every thread. `shared` holds a value a warp.
+template <class A>
+STYLEKERN_DEVICE A sum_block(A x, A* shared) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  __syncthreads();
+  A sum = shared[0];
+  for (int warp = 1; warp < int(blockDim.x / 32); ++warp) sum += shared[warp];
+  return sum;
+}
+
+template <class T>
+struct DepthwiseForward {
+  int64_t n, c;
+  int h, w;
+  Padding padding;
+  PlaneStrides x;
+  const T* input;
+  const Acc<T>*kernel, *bias;  // [N, C, 9], and [N, C] or null
+  T* output;
+  Acc<T>*mean, *rstd;  // [N, C], or null: no normalisation
+  double eps;
+  int64_t correction;
+};
+
+template <class T, int V>
+__global__ void __launch_bounds__(kDepthwiseThreads<T>) adaconv_depthwise_fwd_kernel(DepthwiseForward<T> p) {
+  using A = Acc<T>;
+  constexpr int R = kStripRows<T, V>;
+  STYLEKERN_SHARED(A, sums);  // two of 32 warps, then the plane
+  const Strip<T, V> strip(p.h, p.w);
+  const int size = p.h * p.w;
+  for (int64_t plane = blockIdx.x; plane < p.n * p.c; plane += gridDim.x) {
+    const T* __restrict__ x = p.input + plane / p.c * p.x.n + plane % p.c * p.x.p;
+    Vec<T, V> raw[R];
+    strip.load_rows(raw, x, p.x.row);
+    const A first = p.mean ? to_acc(x[0]) : A(0);  // subtracted, so that a large mean costs no digits
+    const A bias = p.bias ? p.bias[plane] : A(0);
+    A taps[9];
+#pragma unroll
+    for (int tap = 0; tap < 9; ++tap) taps[tap] = p.kernel[plane * 9 + tap];
+
+    SharedPlane<T> shared{reinterpret_cast<T*>(sums + 64), p.h, p.w, A(0)};
+    Vec<A, V> values[R];
+    strip.keep(raw, shared, values);
+    if (p.mean) {
+      A sum = 0;
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int e = 0; e < V; ++e) sum += strip.row_is_there[r] ? values[r][e] - first : A(0);
+      shared.mean = first + sum_block(sum, sums) / A(size);
+      sum = 0;
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          values[r][e] -= shared.mean;
+          sum += strip.row_is_there[r] ? values[r][e] * values[r][e] : A(0);
+        }
+      sum = sum_block(sum, sums + 32);
+      const A rstd = A(1) / sqrt(sum / variance_divisor<A>(size, p.correction) + A(p.eps));
+      if (threadIdx.x == 0) p.mean[plane] = shared.mean, p.rstd[plane] = rstd;
+#pragma unroll
+      for (int tap = 0; tap < 9; ++tap) taps[tap] *= rstd;
+    } else {
+      __syncthreads();
+    }
+
+    if (strip.row_is_there[0]) {
+      T* const y = p.output + plane * size + strip.i * p.w + strip.j;
+      Vec<A, V> out[R];
+      strip.for_each_row(values, shared, p.padding, [&](int q, const Window<A, V>& window) {
+#pragma unroll
+        for (int a = 0; a < 3; ++a) {
+          const int r = q + 1 - a;
+          if (r < 0 || r >= R) continue;
+#pragma unroll
+          for (int e = 0; e < V; ++e) {
+            A sum = a == 0 ? bias : out[r][e];
+#pragma unroll
+            for (int b = 0; b < 3; ++b) sum += taps[a * 3 + b] * window[e + b];
+            out[r][e] = sum;
+          }
+        }
+        if (q > 0 && strip.row_is_there[q > 0 ? q - 1 : 0]) store_as(y + (q - 1) * p.w, out[q > 0 ? q - 1 : 0]);
+      });
+    }
+    __syncthreads();  // the next plane overwrites this one
+  }
+}
+
+// Threads for a plane whose rows do not start on 16 bytes; no more are needed where they do.
+template <class T>
+int64_t depthwise_threads(const AdaConv& p) {
+  constexpr int64_t R = kStripRows<T, 1>;
+  return ((p.h + R - 1) / R * p.w + 31) / 32 * 32;
+}
+
+template <class T>
+int64_t depthwise_bytes(const AdaConv& p) {
+  return (p.h * p.w * int64_t(sizeof(T)) + 15) / 16 * 16;
+}
+
+// Whether a block holds a plane.
+template <class T>
+bool depthwise_forward_fits(const AdaConv& p) {
+  return p.depthwise_3x3() && p.out_c == p.c && depthwise_threads<T>(p) <= kDepthwiseThreads<T> &&
+         depthwise_bytes<T>(p) + 64 * int64_t(sizeof(Acc<T>)) <= kSharedBytes;
+}
+
+template <class T, int V>
+unsigned depthwise_block(int h, int w) {
+  constexpr int R = kStripRows<T, V>;
+  return unsigned(((h + R - 1) / R * (w / V) + 31) / 32 * 32);
+}
+
+template <class T>
+cudaError_t depthwise_forward(const AdaConv& p, const DepthwiseForward<T>& d, cudaStream_t stream) {
+  if (d.n * d.c * p.h * p.w == 0) return cudaSuccess;
+  return with_width<T>(p.w % kWide<T> == 0 && wide_rows(d.input, d.x) && wide_rows(d.output, {}), [&](auto width) {
+    constexpr int V = decltype(width)::value;
+    const unsigned threads = depthwise_block<T, V>(d.h, d.w);
+    const auto kernel = adaconv_depthwise_fwd_kernel<T, V>;
+    STYLEKERN_LAUNCH(kernel, grid_of(d.n * d.c), threads, depthwise_bytes<T>(p) + 64 * sizeof(Acc<T>), stream, d);
+    return cudaGetLastError();
+  });
+}
+
+}  // namespace stylekern::cuda
