@@ -328,9 +328,10 @@ template <class T>
 cudaError_t adaconv_forward(const AdaConv& p, const T* input, const Acc<T>* kernel, const Acc<T>* bias, T* output,
                             Acc<T>* mean, Acc<T>* rstd, double eps, int64_t correction, cudaStream_t stream) {
   if (depthwise_forward_fits<T>(p))
-    return depthwise_forward<T>(
-        p, {p.n, p.c, int(p.h), int(p.w), p.padding, p.input, input, kernel, bias, output, mean, rstd, eps, correction},
-        stream);
+    return depthwise_forward<T>(p,
+                                {unsigned(p.n * p.c), unsigned(p.c), int(p.h), int(p.w), p.padding, p.input, input,
+                                 kernel, bias, output, mean, rstd, eps, correction},
+                                stream);
   if (mean) {
     const cudaError_t error =
         instance_norm_stats<T>({p.n, p.c, p.h, p.w, p.input}, input, mean, rstd, eps, correction, stream);

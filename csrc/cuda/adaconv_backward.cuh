@@ -208,8 +208,8 @@ cudaError_t adaconv_backward(const AdaConv& p, const T* grad, const T* input, co
   using A = Acc<T>;
   if (depthwise_backward_fits<T>(p))
     return depthwise_backward<T>(p,
-                                 {p.n, p.c, int(p.h), int(p.w), p.padding, p.input, p.grad, grad, input, kernel, mean,
-                                  rstd, grad_input, grad_kernel, grad_bias, correction},
+                                 {unsigned(p.n * p.c), unsigned(p.c), int(p.h), int(p.w), p.padding, p.input, p.grad,
+                                  grad, input, kernel, mean, rstd, grad_input, grad_kernel, grad_bias, correction},
                                  stream);
   const AdaConvWorkspace<T> plan(p, mean, grad_input, grad_kernel);
   if (grad_input && p.n * p.c * p.h * p.w > 0) {

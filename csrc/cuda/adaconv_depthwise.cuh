@@ -5,8 +5,8 @@
 //
 // A thread has a strip of the plane in registers, R rows of V columns. Shared memory holds the whole plane, from which
 // threads read the rows and columns beside their strips: what the border rule maps them to is found once a thread, not
-// once a value. V is 16 bytes of values, or 1 where a row does not start on 16 bytes; R makes 64 bytes a thread of it,
-// all in flight at once. Within a plane, indices are int: it fits into shared memory.
+// once a value. V is 16 bytes of values, or 1 where a row does not start on 16 bytes; R makes 16 values a thread of it,
+// or 4 doubles, all in flight at once. Within a plane, indices are int: it fits into shared memory.
 //
 // Fewest bytes, values a value of x: x and y, 2; x, g and grad_input, 3. They are what these kernels move.
 #pragma once
@@ -18,12 +18,12 @@ namespace stylekern::cuda {
 inline constexpr int kSharedBytes = 48 << 10;  // of a block, without asking for more
 inline constexpr unsigned kAllLanes = 0xffffffff;
 
-// Threads of a block, at most: the forward's leave each 64 registers, the backward's 128.
+// Threads of a block, at most: these leave each 64 registers, 128 for doubles.
 template <class T>
 inline constexpr int kDepthwiseThreads = std::is_same_v<T, double> ? 512 : 1024;
 
 template <class T, int V>
-inline constexpr int kStripRows = 64 / sizeof(Acc<T>) / V;
+inline constexpr int kStripRows = (std::is_same_v<T, double> ? 4 : 16) / V;
 
 // A plane in shared memory, its rows without gaps, read less its mean. Row or column -1 is the zero border.
 template <class T>
@@ -49,20 +49,15 @@ template <class T, int V>
 struct Strip {
   using A = Acc<T>;
   static constexpr int R = kStripRows<T, V>;
-  int i, j;
-  bool row_is_there[R];
+  int i, j, h;
 
-  STYLEKERN_DEVICE Strip(int h, int w) {
-    const int columns = w / V;
-    i = int(threadIdx.x) / columns * R, j = int(threadIdx.x) % columns * V;
-#pragma unroll
-    for (int r = 0; r < R; ++r) row_is_there[r] = i + r < h;
-  }
+  STYLEKERN_DEVICE Strip(int h, int w) : i(int(threadIdx.x) / (w / V) * R), j(int(threadIdx.x) % (w / V) * V), h(h) {}
+  STYLEKERN_DEVICE bool has(int r) const { return i + r < h; }
 
   STYLEKERN_DEVICE void load_rows(Vec<T, V> (&raw)[R], const T* x, int64_t stride) const {
 #pragma unroll
     for (int r = 0; r < R; ++r)
-      if (row_is_there[r]) raw[r] = load<V>(x + (i + r) * stride + j);
+      if (has(r)) raw[r] = load<V>(x + (i + r) * stride + j);
   }
 
   // To shared memory, and to the accumulation type; rows that are not there are zeros.
@@ -70,7 +65,7 @@ struct Strip {
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       values[r] = zeros<A, V>();
-      if (!row_is_there[r]) continue;
+      if (!has(r)) continue;
       store(plane.x + (i + r) * plane.w + j, raw[r]);
       values[r] = to_acc(raw[r]);
     }
@@ -90,7 +85,7 @@ struct Strip {
       Window<A, V> window;
       window[0] = plane.at(row, left), window[V + 1] = plane.at(row, right);
       Vec<A, V> own;
-      if (q >= 0 && q < R && row_is_there[q < 0 || q >= R ? 0 : q]) {
+      if (q >= 0 && q < R && has(q)) {
         own = values[q < 0 || q >= R ? 0 : q];
       } else if (row < 0) {
         own = zeros<A, V>();
@@ -114,13 +109,14 @@ STYLEKERN_DEVICE A sum_block(A x, A* shared) {
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
   __syncthreads();
   A sum = shared[0];
+#pragma unroll 4
   for (int warp = 1; warp < int(blockDim.x / 32); ++warp) sum += shared[warp];
   return sum;
 }
 
 template <class T>
 struct DepthwiseForward {
-  int64_t n, c;
+  unsigned planes, c;
   int h, w;
   Padding padding;
   PlaneStrides x;
@@ -139,63 +135,61 @@ __global__ void __launch_bounds__(kDepthwiseThreads<T>) adaconv_depthwise_fwd_ke
   STYLEKERN_SHARED(A, sums);  // two of 32 warps, then the plane
   const Strip<T, V> strip(p.h, p.w);
   const int size = p.h * p.w;
-  for (int64_t plane = blockIdx.x; plane < p.n * p.c; plane += gridDim.x) {
-    const T* __restrict__ x = p.input + plane / p.c * p.x.n + plane % p.c * p.x.p;
-    Vec<T, V> raw[R];
-    strip.load_rows(raw, x, p.x.row);
-    const A first = p.mean ? to_acc(x[0]) : A(0);  // subtracted, so that a large mean costs no digits
-    const A bias = p.bias ? p.bias[plane] : A(0);
-    A taps[9];
+  const unsigned plane = blockIdx.x;
+  const T* __restrict__ x = p.input + plane / p.c * p.x.n + plane % p.c * p.x.p;
+  Vec<T, V> raw[R];
+  strip.load_rows(raw, x, p.x.row);
+  const A first = p.mean ? to_acc(x[0]) : A(0);  // subtracted, so that a large mean costs no digits
+  A taps[9];
 #pragma unroll
-    for (int tap = 0; tap < 9; ++tap) taps[tap] = p.kernel[plane * 9 + tap];
+  for (int tap = 0; tap < 9; ++tap) taps[tap] = p.kernel[int64_t(plane) * 9 + tap];
 
-    SharedPlane<T> shared{reinterpret_cast<T*>(sums + 64), p.h, p.w, A(0)};
-    Vec<A, V> values[R];
-    strip.keep(raw, shared, values);
-    if (p.mean) {
-      A sum = 0;
+  SharedPlane<T> shared{reinterpret_cast<T*>(sums + 64), p.h, p.w, A(0)};
+  Vec<A, V> values[R];
+  strip.keep(raw, shared, values);
+  if (p.mean) {
+    A sum = 0;
 #pragma unroll
-      for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r)
 #pragma unroll
-        for (int e = 0; e < V; ++e) sum += strip.row_is_there[r] ? values[r][e] - first : A(0);
-      shared.mean = first + sum_block(sum, sums) / A(size);
-      sum = 0;
+      for (int e = 0; e < V; ++e) sum += strip.has(r) ? values[r][e] - first : A(0);
+    shared.mean = first + sum_block(sum, sums) / A(size);
+    sum = 0;
 #pragma unroll
-      for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        values[r][e] -= shared.mean;
+        sum += strip.has(r) ? values[r][e] * values[r][e] : A(0);
+      }
+    sum = sum_block(sum, sums + 32);
+    const A rstd = A(1) / sqrt(sum / variance_divisor<A>(size, p.correction) + A(p.eps));
+    if (threadIdx.x == 0) p.mean[plane] = shared.mean, p.rstd[plane] = rstd;
+#pragma unroll
+    for (int tap = 0; tap < 9; ++tap) taps[tap] *= rstd;
+  } else {
+    __syncthreads();
+  }
+
+  if (strip.has(0)) {
+    const A bias = p.bias ? p.bias[plane] : A(0);
+    T* const y = p.output + int64_t(plane) * size + strip.i * p.w + strip.j;
+    Vec<A, V> out[R];
+    strip.for_each_row(values, shared, p.padding, [&](int q, const Window<A, V>& window) {
+#pragma unroll
+      for (int a = 0; a < 3; ++a) {
+        const int r = q + 1 - a;
+        if (r < 0 || r >= R) continue;
 #pragma unroll
         for (int e = 0; e < V; ++e) {
-          values[r][e] -= shared.mean;
-          sum += strip.row_is_there[r] ? values[r][e] * values[r][e] : A(0);
+          A sum = a == 0 ? bias : out[r][e];
+#pragma unroll
+          for (int b = 0; b < 3; ++b) sum += taps[a * 3 + b] * window[e + b];
+          out[r][e] = sum;
         }
-      sum = sum_block(sum, sums + 32);
-      const A rstd = A(1) / sqrt(sum / variance_divisor<A>(size, p.correction) + A(p.eps));
-      if (threadIdx.x == 0) p.mean[plane] = shared.mean, p.rstd[plane] = rstd;
-#pragma unroll
-      for (int tap = 0; tap < 9; ++tap) taps[tap] *= rstd;
-    } else {
-      __syncthreads();
-    }
-
-    if (strip.row_is_there[0]) {
-      T* const y = p.output + plane * size + strip.i * p.w + strip.j;
-      Vec<A, V> out[R];
-      strip.for_each_row(values, shared, p.padding, [&](int q, const Window<A, V>& window) {
-#pragma unroll
-        for (int a = 0; a < 3; ++a) {
-          const int r = q + 1 - a;
-          if (r < 0 || r >= R) continue;
-#pragma unroll
-          for (int e = 0; e < V; ++e) {
-            A sum = a == 0 ? bias : out[r][e];
-#pragma unroll
-            for (int b = 0; b < 3; ++b) sum += taps[a * 3 + b] * window[e + b];
-            out[r][e] = sum;
-          }
-        }
-        if (q > 0 && strip.row_is_there[q > 0 ? q - 1 : 0]) store_as(y + (q - 1) * p.w, out[q > 0 ? q - 1 : 0]);
-      });
-    }
-    __syncthreads();  // the next plane overwrites this one
+      }
+      if (q > 0 && strip.has(q - 1)) store_as(y + (q - 1) * p.w, out[q > 0 ? q - 1 : 0]);
+    });
   }
 }
 
@@ -211,10 +205,11 @@ int64_t depthwise_bytes(const AdaConv& p) {
   return (p.h * p.w * int64_t(sizeof(T)) + 15) / 16 * 16;
 }
 
-// Whether a block holds a plane.
+// Whether a block holds a plane, and an int the number of planes.
 template <class T>
 bool depthwise_forward_fits(const AdaConv& p) {
-  return p.depthwise_3x3() && p.out_c == p.c && depthwise_threads<T>(p) <= kDepthwiseThreads<T> &&
+  return p.depthwise_3x3() && p.out_c == p.c && p.n * p.c < int64_t(1) << 31 &&
+         depthwise_threads<T>(p) <= kDepthwiseThreads<T> &&
          depthwise_bytes<T>(p) + 64 * int64_t(sizeof(Acc<T>)) <= kSharedBytes;
 }
 
@@ -226,12 +221,12 @@ unsigned depthwise_block(int h, int w) {
 
 template <class T>
 cudaError_t depthwise_forward(const AdaConv& p, const DepthwiseForward<T>& d, cudaStream_t stream) {
-  if (d.n * d.c * p.h * p.w == 0) return cudaSuccess;
+  if (d.planes * p.h * p.w == 0) return cudaSuccess;
   return with_width<T>(p.w % kWide<T> == 0 && wide_rows(d.input, d.x) && wide_rows(d.output, {}), [&](auto width) {
     constexpr int V = decltype(width)::value;
     const unsigned threads = depthwise_block<T, V>(d.h, d.w);
     const auto kernel = adaconv_depthwise_fwd_kernel<T, V>;
-    STYLEKERN_LAUNCH(kernel, grid_of(d.n * d.c), threads, depthwise_bytes<T>(p) + 64 * sizeof(Acc<T>), stream, d);
+    STYLEKERN_LAUNCH(kernel, d.planes, threads, depthwise_bytes<T>(p) + 64 * sizeof(Acc<T>), stream, d);
     return cudaGetLastError();
   });
 }

@@ -12,23 +12,26 @@ inline constexpr int kDepthwiseGradThreads = 512;  // leave each 128 registers
 
 // The sums of 16 values over the lanes of a warp, two lanes a sum: lane l gets that of values[l / 2]. Each step halves
 // the values and doubles the lanes that share one.
-template <class A>
-STYLEKERN_DEVICE A sum_warp(Vec<A, 16> values) {
+template <int Count, class A>
+STYLEKERN_DEVICE A sum_warp(Vec<A, Count> values) {
+  if constexpr (Count == 1) {
+    return values[0] + __shfl_xor_sync(kAllLanes, values[0], 1);
+  } else {
+    constexpr int half = Count / 2;
+    const bool upper = threadIdx.x & Count;
+    Vec<A, half> kept;
 #pragma unroll
-  for (int count = 8; count > 0; count /= 2) {
-    const bool upper = threadIdx.x & (count * 2);
-#pragma unroll
-    for (int k = 0; k < count; ++k) {
-      const A keep = upper ? values[k + count] : values[k], give = upper ? values[k] : values[k + count];
-      values[k] = keep + __shfl_xor_sync(kAllLanes, give, count * 2);
+    for (int k = 0; k < half; ++k) {
+      const A give = upper ? values[k] : values[k + half];
+      kept[k] = (upper ? values[k + half] : values[k]) + __shfl_xor_sync(kAllLanes, give, Count);
     }
+    return sum_warp<half>(kept);
   }
-  return values[0] + __shfl_xor_sync(kAllLanes, values[0], 1);
 }
 
 template <class T>
 struct DepthwiseBackward {
-  int64_t n, c;
+  unsigned planes, c;
   int h, w;
   Padding padding;
   PlaneStrides x, g;
@@ -91,7 +94,7 @@ STYLEKERN_DEVICE void depthwise_grad_x(Vec<Acc<T>, V> (&grad_x)[R], const Strip<
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       const int i = strip.i + r;
-      if (!strip.row_is_there[r]) break;
+      if (!strip.has(r)) break;
       const A before = g.at(i - 1, source) + (i == rows[1] ? last : A(0));
       const A after = g.at(i + 1 < g.h ? i + 1 : -1, source) + (i == rows[0] ? first : A(0));
       const A sum = taps[side * 2] * after + taps[3 + side * 2] * g.at(i, source) + taps[6 + side * 2] * before;
@@ -102,7 +105,7 @@ STYLEKERN_DEVICE void depthwise_grad_x(Vec<Acc<T>, V> (&grad_x)[R], const Strip<
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kDepthwiseGradThreads) adaconv_depthwise_bwd_kernel(DepthwiseBackward<T> p) {
+__global__ void __launch_bounds__(kDepthwiseGradThreads, 1) adaconv_depthwise_bwd_kernel(DepthwiseBackward<T> p) {
   using A = Acc<T>;
   constexpr int R = kStripRows<T, V>;
   constexpr int kBias = 9, kGradX = 10, kSlope = 11;  // of the sums; before them, the taps
@@ -111,101 +114,99 @@ __global__ void __launch_bounds__(kDepthwiseGradThreads) adaconv_depthwise_bwd_k
   const Strip<T, V> strip(p.h, p.w);
   T* const tiles = reinterpret_cast<T*>(sums + warps * 16);
   const int tile = (size + kWide<T> - 1) / kWide<T> * kWide<T>;
-  for (int64_t plane = blockIdx.x; plane < p.n * p.c; plane += gridDim.x) {
-    Vec<T, V> raw_g[R], raw_x[R];
-    strip.load_rows(raw_g, p.grad + plane / p.c * p.g.n + plane % p.c * p.g.p, p.g.row);
-    strip.load_rows(raw_x, p.input + plane / p.c * p.x.n + plane % p.c * p.x.p, p.x.row);
-    A taps[9];
+  const unsigned plane = blockIdx.x;
+  Vec<T, V> raw_g[R], raw_x[R];
+  strip.load_rows(raw_g, p.grad + plane / p.c * p.g.n + plane % p.c * p.g.p, p.g.row);
+  strip.load_rows(raw_x, p.input + plane / p.c * p.x.n + plane % p.c * p.x.p, p.x.row);
+  A taps[9];
 #pragma unroll
-    for (int tap = 0; tap < 9; ++tap) taps[tap] = p.kernel[plane * 9 + tap];
-    const A rstd = p.rstd ? p.rstd[plane] : A(1);
-    const SharedPlane<T> g{tiles, p.h, p.w, A(0)};
-    const SharedPlane<T> x{tiles + tile, p.h, p.w, p.mean ? p.mean[plane] : A(0)};
-    Vec<A, V> gs[R], xs[R], grad_x[R];
-    strip.keep(raw_g, g, gs);
-    strip.keep(raw_x, x, xs);
+  for (int tap = 0; tap < 9; ++tap) taps[tap] = p.kernel[int64_t(plane) * 9 + tap];
+  const A rstd = p.rstd ? p.rstd[plane] : A(1);
+  const SharedPlane<T> g{tiles, p.h, p.w, A(0)};
+  const SharedPlane<T> x{tiles + tile, p.h, p.w, p.mean ? p.mean[plane] : A(0)};
+  Vec<A, V> gs[R], xs[R], grad_x[R];
+  strip.keep(raw_g, g, gs);
+  strip.keep(raw_x, x, xs);
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int e = 0; e < V; ++e) xs[r][e] -= x.mean;
+  __syncthreads();
+
+  Vec<A, 16> sum = zeros<A, 16>();
+  if (strip.has(0)) {
+    // grad_kernel[a,b] = sum over i, j of g[i,j] * x[pad(i + a - 1), pad(j + b - 1)]; rstd comes last
+    if (p.grad_kernel)
+      strip.for_each_row(xs, x, p.padding, [&](int q, const Window<A, V>& window) {
+#pragma unroll
+        for (int a = 0; a < 3; ++a) {
+          const int r = q + 1 - a;
+          if (r < 0 || r >= R) continue;
+#pragma unroll
+          for (int b = 0; b < 3; ++b)
+#pragma unroll
+            for (int e = 0; e < V; ++e) sum[a * 3 + b] += gs[r][e] * window[e + b];
+        }
+      });
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
-      for (int e = 0; e < V; ++e) xs[r][e] -= x.mean;
-    __syncthreads();
-
-    Vec<A, 16> sum = zeros<A, 16>();
-    if (strip.row_is_there[0]) {
-      // grad_kernel[a,b] = sum over i, j of g[i,j] * x[pad(i + a - 1), pad(j + b - 1)]; rstd comes last
-      if (p.grad_kernel)
-        strip.for_each_row(xs, x, p.padding, [&](int q, const Window<A, V>& window) {
-#pragma unroll
-          for (int a = 0; a < 3; ++a) {
-            const int r = q + 1 - a;
-            if (r < 0 || r >= R) continue;
-#pragma unroll
-            for (int b = 0; b < 3; ++b)
-#pragma unroll
-              for (int e = 0; e < V; ++e) sum[a * 3 + b] += gs[r][e] * window[e + b];
-          }
-        });
+      for (int e = 0; e < V; ++e) sum[kBias] += gs[r][e];
+    if (p.grad_input) {
+      depthwise_grad_x(grad_x, strip, gs, g, taps, p.padding);
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
-        for (int e = 0; e < V; ++e) sum[kBias] += gs[r][e];
-      if (p.grad_input) {
-        depthwise_grad_x(grad_x, strip, gs, g, taps, p.padding);
-#pragma unroll
-        for (int r = 0; r < R; ++r)
-#pragma unroll
-          for (int e = 0; e < V; ++e) {
-            const A value = strip.row_is_there[r] ? grad_x[r][e] : A(0);
-            sum[kGradX] += value, sum[kSlope] += value * xs[r][e];
-          }
-      }
+        for (int e = 0; e < V; ++e) {
+          const A value = strip.has(r) ? grad_x[r][e] : A(0);
+          sum[kGradX] += value, sum[kSlope] += value * xs[r][e];
+        }
     }
-    const A of_warp = sum_warp(sum);
-    if (threadIdx.x % 2 == 0) sums[threadIdx.x / 2] = of_warp;
-    __syncthreads();
-    const auto total = [&](int k) {
-      A all = 0;
-      for (int warp = 0; warp < warps; ++warp) all += sums[warp * 16 + k];
-      return all;
-    };
-    if (p.grad_kernel && threadIdx.x < 9) p.grad_kernel[plane * 9 + threadIdx.x] = rstd * total(threadIdx.x);
-    if (p.grad_bias && threadIdx.x == 9) p.grad_bias[plane] = total(kBias);
-    if (p.grad_input && strip.row_is_there[0]) {
-      // grad_input = rstd * (grad_x - sum(grad_x) / n - x * sum(grad_x * x) / (n - correction)), x with its rstd
-      const A mean_grad = p.mean ? total(kGradX) / A(size) : A(0);
-      const A slope = p.mean ? rstd * rstd * total(kSlope) / variance_divisor<A>(size, p.correction) : A(0);
-      T* const y = p.grad_input + plane * size + strip.i * p.w + strip.j;
+  }
+  const A of_warp = sum_warp<16>(sum);
+  if (threadIdx.x % 2 == 0) sums[threadIdx.x / 2] = of_warp;
+  __syncthreads();
+  const auto total = [&](int k) {
+    A all = 0;
+    for (int warp = 0; warp < warps; ++warp) all += sums[warp * 16 + k];
+    return all;
+  };
+  if (p.grad_kernel && threadIdx.x < 9) p.grad_kernel[int64_t(plane) * 9 + threadIdx.x] = rstd * total(threadIdx.x);
+  if (p.grad_bias && threadIdx.x == 9) p.grad_bias[plane] = total(kBias);
+  if (p.grad_input && strip.has(0)) {
+    // grad_input = rstd * (grad_x - sum(grad_x) / n - x * sum(grad_x * x) / (n - correction)), x with its rstd
+    const A mean_grad = p.mean ? total(kGradX) / A(size) : A(0);
+    const A slope = p.mean ? rstd * rstd * total(kSlope) / variance_divisor<A>(size, p.correction) : A(0);
+    T* const y = p.grad_input + int64_t(plane) * size + strip.i * p.w + strip.j;
 #pragma unroll
-      for (int r = 0; r < R; ++r) {
-        if (!strip.row_is_there[r]) break;
-        Vec<A, V> value;
+    for (int r = 0; r < R; ++r) {
+      if (!strip.has(r)) break;
+      Vec<A, V> value;
 #pragma unroll
-        for (int e = 0; e < V; ++e) value[e] = rstd * (grad_x[r][e] - mean_grad - xs[r][e] * slope);
-        store_as(y + r * p.w, value);
-      }
+      for (int e = 0; e < V; ++e) value[e] = rstd * (grad_x[r][e] - mean_grad - xs[r][e] * slope);
+      store_as(y + r * p.w, value);
     }
-    __syncthreads();  // the next plane overwrites this one
   }
 }
 
 // Whether a block holds a plane of x and one of g.
 template <class T>
 bool depthwise_backward_fits(const AdaConv& p) {
-  return p.depthwise_3x3() && p.out_c == p.c && depthwise_threads<T>(p) <= kDepthwiseGradThreads &&
+  return p.depthwise_3x3() && p.out_c == p.c && p.n * p.c < int64_t(1) << 31 &&
+         depthwise_threads<T>(p) <= kDepthwiseGradThreads &&
          2 * depthwise_bytes<T>(p) + depthwise_threads<T>(p) / 2 * int64_t(sizeof(Acc<T>)) <= kSharedBytes;
 }
 
 template <class T>
 cudaError_t depthwise_backward(const AdaConv& p, const DepthwiseBackward<T>& d, cudaStream_t stream) {
-  if (d.n * d.c * p.h * p.w == 0) return cudaSuccess;
+  if (d.planes * p.h * p.w == 0) return cudaSuccess;
   const bool wide =
       p.w % kWide<T> == 0 && wide_rows(d.grad, d.g) && wide_rows(d.input, d.x) && wide_rows(d.grad_input, {});
   return with_width<T>(wide, [&](auto width) {
     constexpr int V = decltype(width)::value;
     const unsigned threads = depthwise_block<T, V>(d.h, d.w);
     const auto kernel = adaconv_depthwise_bwd_kernel<T, V>;
-    STYLEKERN_LAUNCH(kernel, grid_of(d.n * d.c), threads, 2 * depthwise_bytes<T>(p) + threads / 2 * sizeof(Acc<T>),
-                     stream, d);
+    STYLEKERN_LAUNCH(kernel, d.planes, threads, 2 * depthwise_bytes<T>(p) + threads / 2 * sizeof(Acc<T>), stream, d);
     return cudaGetLastError();
   });
 }

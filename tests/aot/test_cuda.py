@@ -46,6 +46,9 @@ FAST = {
         "adaconv_bwd_taps_kernel<{}, 1, 3>": (3 + 1, 0),  # three rows of x, grad
         "adaconv_bwd_taps_kernel<{}, 4, 3>": (3 + 4, 0),
         "adaconv_bwd_bias_kernel<{}>": (1, 0),  # grad
+        # of two rows, or more: x; y
+        "adaconv_depthwise_fwd_kernel<{}>": (2, 2),
+        "adaconv_depthwise_bwd_kernel<{}>": (2 + 2, 2),  # x, grad; the gradient of x
         **NORMALIZE,
     },
     # again: what is read once more of a plane that is larger than what a block holds
@@ -69,7 +72,7 @@ REGISTERS = {
     r"style_kernel_conv_bwd_kernel<(?!float, 4)|adaconv_bwd_taps_kernel<\w+, \d, 4": 255,
     r"(adain|factorized_instance_norm)_\w+_kernel<double": 144,
     r"(adain|factorized_instance_norm)_\w+_kernel": 80,
-    r"(instance_norm_\w+|adaconv_bwd_bias|wavelet_\w+)_kernel<(?!double)": 64,
+    r"(instance_norm_\w+|adaconv_(bwd_bias|depthwise_fwd)|wavelet_\w+)_kernel<(?!double)": 64,
     "": 128,
 }
 

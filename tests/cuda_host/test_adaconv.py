@@ -127,6 +127,54 @@ def test_kernels_of_any_size(host, case):
     assert_matches_reference(host, case)
 
 
+def depthwise(**given) -> Case:
+    """A plane for a plane, which a block holds where it fits."""
+    return Case(**{"c": 2, "size": 1, "out": 2, **given})
+
+
+@cases(
+    *(
+        depthwise(n=1, h=h, w=w, padding=padding, normalize=normalize, bias=normalize, dtype=dtype)
+        for h, w in ((19, 16), (18, 13))
+        for padding in ("reflect", "replicate", "zeros")
+        for normalize in (False, True)
+        for dtype in DTYPES
+    ),
+    *(
+        depthwise(h=h, w=w, padding=padding)
+        for h, w in ((2, 2), (3, 4), (2, 8), (16, 4), (17, 4), (33, 5), (45, 67), (3, 1000))
+        for padding in ("reflect", "replicate", "zeros")
+    ),
+    *(depthwise(h=33, w=24, **{where: 1, "only": key}) for where in ("shift", "row_gap") for key in ("input", "grad")),
+    depthwise(h=18, w=16, correction=1),
+)
+def test_depthwise_planes_that_a_block_holds(host, case):
+    assert_matches_reference(host, case)
+
+
+@cases(
+    depthwise(n=1, c=1, out=1, h=100, w=100),  # the forward's block holds the plane, the backward's not that and g
+    depthwise(n=1, c=1, out=1, h=99, w=85, padding="replicate"),
+    depthwise(n=1, c=1, out=1, h=110, w=112, padding="zeros"),
+    depthwise(n=1, c=1, out=1, h=4, w=1100),
+    depthwise(n=1, c=1, out=1, h=70, w=70, dtype=torch.float64),
+    depthwise(n=1, out=4, h=16, w=16),
+)
+def test_depthwise_planes_that_no_block_holds(host, case):
+    assert_matches_reference(host, case)
+
+
+@cases(
+    depthwise(n=1, h=19, w=16), depthwise(n=1, h=18, w=13, padding="zeros"), depthwise(h=8, w=16, dtype=torch.float16)
+)
+def test_the_order_of_threads_does_not_change_a_bit_of_depthwise_planes(host, case):
+    wanted = run(host, case)
+    for order, seed in (("descending", 0), ("shuffled", 1)):
+        host.set_order(order, seed)
+        assert_same_bits(run(host, case), wanted)
+    host.set_order("ascending", 0)
+
+
 @cases(
     *(
         Case(n=1, c=c, size=size, out=out, w=w, kh=k, kw=k)
@@ -224,7 +272,7 @@ def test_reflect_and_replicate_gradients_at_every_position(host):
 
 
 @pytest.mark.parametrize("needs", [(), *((key,) for key in GRADIENTS)], ids=str)
-@cases(Case(), Case(dtype=torch.float16), Case(normalize=False, kh=2))
+@cases(Case(), Case(dtype=torch.float16), Case(normalize=False, kh=2), depthwise(), depthwise(normalize=False, w=13))
 def test_each_gradient_alone_is_the_same_as_all_together(host, case, needs):
     together, alone = run(host, case), run(host, case, needs)
     for key in needs:
@@ -249,7 +297,7 @@ def test_no_channels_in_give_the_bias_and_none_out_give_zeros(host):
     assert not run(host, Case(out=0))["grad_input"].any()
 
 
-@cases(Case(c=2, out=2, h=3, w=8), Case(c=2, out=2, h=3, w=8, kh=2, kw=5))
+@cases(Case(c=2, out=2, h=3, w=8), Case(c=2, out=2, h=3, w=8, kh=2, kw=5), depthwise(h=3, w=8))
 def test_offsets_beyond_two_to_the_31(host, case):
     given = arguments(case)
     for key in ("input", "grad"):
@@ -276,6 +324,9 @@ SANITIZED = [
     Case(n=1, h=1, w=1, dtype=torch.bfloat16, out=6, normalize=False, padding="replicate"),
     Case(n=1, c=1, size=1, out=1, h=4, w=4, kh=120, kw=111, padding="replicate"),
     Case(n=1, c=1, size=1, out=1, h=99, w=85),
+    *(depthwise(n=1, h=18, w=w, dtype=dtype, padding="replicate") for w in (16, 13) for dtype in DTYPES),
+    depthwise(n=1, h=17, w=33, padding="zeros"),
+    *off_the_16_bytes(depthwise(n=1, h=33), "input", "grad"),
     *off_the_16_bytes(Case(n=1), "input", "grad"),
 ]
 
