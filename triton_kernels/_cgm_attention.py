@@ -18,8 +18,9 @@ from torch import Tensor
 from ._common import accumulator, inside, offsets, on_device_of, torch_accumulator
 from ._products import factor, halves, product, scale_of
 
-# Numbers of a chunk: enough that a product fills the device, few enough that they stay in its cache for the next one.
-CHUNK = 2**22
+# Numbers of a chunk: as many as the inputs have, so that memory grows no faster than theirs, but at least enough that a
+# product fills the device, and at most what a part of it holds. Fewer chunks are fewer launches.
+CHUNK, MOST = 2**22, 2**24
 LINE = 16  # keys are filled up to this, so that rows of scores are read and written in 16 bytes
 
 
@@ -35,8 +36,9 @@ def padded(x: Tensor, line: int = LINE) -> Tensor:  # [N, L, D] as [N, L rounded
 def samples_of(n: int, lq: int, lk: int, depth: int, width: int) -> Iterator[tuple[slice, list[slice]]]:
     """The samples that are made together, and their rows that are: what fits into a chunk, or parts of one sample."""
     across = max(triton.cdiv(lk, LINE) * LINE, depth, width)
-    samples = max(CHUNK // (lq * across), 1)
-    parts = triton.cdiv(lq, max(CHUNK // (min(samples, n) * across), LINE))
+    chunk = max(min(n * (lq + lk) * (depth + width), MOST), CHUNK)
+    samples = max(chunk // (lq * across), 1)
+    parts = triton.cdiv(lq, max(chunk // (min(samples, n) * across), LINE))
     rows = triton.cdiv(lq, parts)
     chunks = [slice(start, min(start + rows, lq)) for start in range(0, lq, rows)]
     for start in range(0, n, samples):

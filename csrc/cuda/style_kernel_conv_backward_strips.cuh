@@ -31,9 +31,9 @@ inline Strips make_strips(int64_t planes, int64_t h, int64_t w, int v) {
   s.halo = vectors > 32;
   const int64_t own = s.lanes - 2 * s.halo;
   s.count_x = (vectors + own - 1) / own;
-  for (s.rows = 16;; s.rows = 8) {
+  for (s.rows = 16;; s.rows /= 2) {
     s.count_y = (h + s.rows - 1) / s.rows;
-    if (s.rows == 8 || s.count() * s.lanes / 32 >= 2048) break;
+    if (s.rows == 4 || s.count() * s.lanes / 32 >= 2048) break;
   }
   s.by_y = Divisor(s.count_y), s.by_x = Divisor(s.count_x);
   return s;

@@ -16,54 +16,69 @@ __global__ void __launch_bounds__(kWaveletThreads, 4)
     wavelet_unpool_fwd_kernel(WaveletPool p, Tiling tiling, Divisor channels, BandPointers<const T> bands,
                               T* __restrict__ picture) {
   using A = Acc<T>;
+  constexpr int R = kWaveletRows<T, V>;
   for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
-    const Place at = place<V>(tiling, tile, (p.h + 1) / 2, (p.w + 1) / 2);
+    const Place at = place<V>(tiling, tile, ((p.h + 1) / 2 + R - 1) / R, (p.w + 1) / 2);
     if (!at.owns) continue;
-    const bool has_row = 2 * at.i + 1 < p.h, has_column = V > 1 || 2 * at.j + 1 < p.w;
-    Blocks<A, V> blocks;
-    if (at.i < p.band_h && at.j < p.band_w) {
-      int64_t n = at.plane;
-      const int64_t c = channels.split(n);
-      Vec<T, V> in[4];
+    int64_t n = at.plane;
+    const int64_t c = channels.split(n), first = at.i * R;
+    const bool has_column = V > 1 || 2 * at.j + 1 < p.w;
+    // All loads before what is made of them: of rows that are not there the last one's, which nothing uses.
+    Vec<T, V> in[R][4];
+    if (at.j < p.band_w && p.band_h > 0) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const PlaneStrides& s = p.bands[k];
-        in[k] = load<V>(bands.band[k] + n * s.n + c * s.p + at.i * s.row + at.j);
-      }
+      for (int k = 0; k < R; ++k) {
+        const int64_t i = first + k < p.band_h ? first + k : p.band_h - 1;
 #pragma unroll
-      for (int e = 0; e < V; ++e) {
-        const A ll = to_acc(in[0][e]), lh = to_acc(in[1][e]), hl = to_acc(in[2][e]), hh = to_acc(in[3][e]);
-        // a = (ll - lh - hl + hh) / 2   b = (ll + lh - hl - hh) / 2
-        // c = (ll - lh + hl - hh) / 2   d = (ll + lh + hl + hh) / 2
-        const A left = ll - lh, right = ll + lh, left_step = hl - hh, right_step = hl + hh;
-        blocks.value[0][2 * e] = A(0.5) * (left - left_step);
-        blocks.value[0][2 * e + 1] = A(0.5) * (right - right_step);
-        blocks.value[1][2 * e] = A(0.5) * (left + left_step);
-        blocks.value[1][2 * e + 1] = A(0.5) * (right + right_step);
-      }
-    } else {
-#pragma unroll
-      for (int k = 0; k < 2 * V; ++k) blocks.value[0][k] = blocks.value[1][k] = A(0);
-    }
-    if (p.odd == OddRule::kRepeat) {  // pooling read the last row or column twice
-#pragma unroll
-      for (int k = 0; k < 2 * V; ++k) blocks.value[0][k] += has_row ? A(0) : blocks.value[1][k];
-      if constexpr (V == 1) {
-        blocks.value[0][0] += has_column ? A(0) : blocks.value[0][1];
-        blocks.value[1][0] += has_column ? A(0) : blocks.value[1][1];
+        for (int band = 0; band < 4; ++band) {
+          const PlaneStrides& s = p.bands[band];
+          in[k][band] = load<V>(bands.band[band] + n * s.n + c * s.p + i * s.row + at.j);
+        }
       }
     }
-    T* y = picture + (at.plane * p.h + 2 * at.i) * p.w + 2 * at.j;
 #pragma unroll
-    for (int r = 0; r < 2; ++r, y += p.w) {
-      if (r == 1 && !has_row) continue;
+    for (int k = 0; k < R; ++k) {
+      const int64_t i = first + k;
+      if (2 * i >= p.h) break;
+      const bool has_row = 2 * i + 1 < p.h;
+      A value[2][2 * V];
+      if (i < p.band_h && at.j < p.band_w) {
 #pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        if (part == 1 && !has_column) continue;
-        Vec<A, V> values;
+        for (int e = 0; e < V; ++e) {
+          const A ll = to_acc(in[k][0][e]), lh = to_acc(in[k][1][e]), hl = to_acc(in[k][2][e]),
+                  hh = to_acc(in[k][3][e]);
+          // a = (ll - lh - hl + hh) / 2   b = (ll + lh - hl - hh) / 2
+          // c = (ll - lh + hl - hh) / 2   d = (ll + lh + hl + hh) / 2
+          const A left = ll - lh, right = ll + lh, left_step = hl - hh, right_step = hl + hh;
+          value[0][2 * e] = A(0.5) * (left - left_step);
+          value[0][2 * e + 1] = A(0.5) * (right - right_step);
+          value[1][2 * e] = A(0.5) * (left + left_step);
+          value[1][2 * e + 1] = A(0.5) * (right + right_step);
+        }
+      } else {
 #pragma unroll
-        for (int e = 0; e < V; ++e) values[e] = blocks.value[r][part * V + e];
-        store_as(y + part * V, values);
+        for (int e = 0; e < 2 * V; ++e) value[0][e] = value[1][e] = A(0);
+      }
+      if (p.odd == OddRule::kRepeat) {  // pooling read the last row or column twice
+#pragma unroll
+        for (int e = 0; e < 2 * V; ++e) value[0][e] += has_row ? A(0) : value[1][e];
+        if constexpr (V == 1) {
+          value[0][0] += has_column ? A(0) : value[0][1];
+          value[1][0] += has_column ? A(0) : value[1][1];
+        }
+      }
+      T* y = picture + (at.plane * p.h + 2 * i) * p.w + 2 * at.j;
+#pragma unroll
+      for (int r = 0; r < 2; ++r, y += p.w) {
+        if (r == 1 && !has_row) continue;
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+          if (part == 1 && !has_column) continue;
+          Vec<A, V> values;
+#pragma unroll
+          for (int e = 0; e < V; ++e) values[e] = value[r][part * V + e];
+          store_as(y + part * V, values);
+        }
       }
     }
   }
@@ -78,7 +93,9 @@ cudaError_t wavelet_unpooling(const WaveletPool& p, const BandPointers<const T>&
   for (int k = 0; k < 4; ++k) wide = wide && wide_rows(bands.band[k], p.bands[k]);
   return with_width<T>(wide, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    const Tiling tiling = make_tiling(p.planes(), (p.h + 1) / 2, (p.w + 1) / 2, V, 64, kWaveletThreads, 0, 0);
+    constexpr int R = kWaveletRows<T, V>;
+    const int64_t rows = ((p.h + 1) / 2 + R - 1) / R;
+    const Tiling tiling = make_tiling(p.planes(), rows, (p.w + 1) / 2, V, 64, kWaveletThreads, 0, 0);
     const auto kernel = wavelet_unpool_fwd_kernel<T, V>;
     STYLEKERN_LAUNCH(kernel, tiling.blocks(), dim3(tiling.threads_x, tiling.threads_y), 0, stream, p, tiling,
                      Divisor(p.c), bands, picture);
