@@ -143,8 +143,8 @@ def backward(
         total, dot = gradient_sums(g, x, mean, rstd, gamma)
     if x.dtype == torch.float32:
         options["num_warps"] *= 2  # 16 values a thread, of three tensors, fit two programs only with spills
-    # A fused grad * gamma - total / size subtracts a rounded product from an exact one: of one position, where both are the
-    # same product, something would be left.
+    # A fused grad * gamma - total / size subtracts a rounded product from an exact one: of one position, where both are
+    # the same product, something would be left.
     options["enable_fp_fusion"] = False
     if any(needs) or options["WHOLE"]:
         with on_device_of(x):

@@ -21,8 +21,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adain(Tensor content, Tensor 
     using A = cuda::Acc<T>;
     const cuda::AdainStatistics<A> statistics{mutable_data<A>(content_mean), mutable_data<A>(content_rstd),
                                               mutable_data<A>(style_mean), mutable_data<A>(style_rstd)};
-    check_launch(cuda::adain_forward<T>(p, data<T>(content), data<T>(style), mutable_data<T>(output), statistics, eps,
-                                        current_stream(content)));
+    const Tensor workspace = empty_of(content, {cuda::adain_workspace<T>(p)}, accumulate_type(content));
+    check_launch(cuda::adain_forward<T>(p, data<T>(content), data<T>(style), mutable_data<T>(output), statistics,
+                                        mutable_data<A>(workspace), eps, current_stream(content)));
   });
   return {output, content_mean, content_rstd, style_mean, style_rstd};
 }
@@ -47,9 +48,11 @@ std::tuple<Tensor, Tensor> adain_backward(Tensor grad, Tensor content, Tensor st
     using A = cuda::Acc<T>;
     const cuda::AdainStatistics<const A> statistics{data<A>(content_mean), data<A>(content_rstd), data<A>(style_mean),
                                                     data<A>(style_rstd)};
+    const Tensor workspace = empty_of(content, {cuda::adain_workspace<T>(p)}, accumulate_type(content));
     check_launch(cuda::adain_backward<T>(p, data<T>(grad), data<T>(content), data<T>(style), statistics,
                                          need_content ? mutable_data<T>(grad_content) : nullptr,
-                                         need_style ? mutable_data<T>(grad_style) : nullptr, current_stream(content)));
+                                         need_style ? mutable_data<T>(grad_style) : nullptr, mutable_data<A>(workspace),
+                                         current_stream(content)));
   });
   return {grad_content, grad_style};
 }

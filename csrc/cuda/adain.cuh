@@ -4,7 +4,8 @@
 //   adain_bwd_kernel   A block a plane: sum(g) and sum(g * x), then the gradients of content and style.
 //
 // A block holds up to 6,144 values of each tensor in registers: what fits is read once, and of larger planes the rest
-// once more. V is 16 bytes of values, or 1 where a plane does not start on 16 bytes or has gaps between its rows.
+// once more. Where larger planes are few, several blocks share one, and part_moments_kernel or part_sums_kernel comes
+// first. V is 16 bytes of values, or 1 where a plane does not start on 16 bytes or has gaps between its rows.
 //
 // Fewest bytes, values a value of the content, with a style of the same size: forward reads content and style, and
 // writes y: 3. Backward reads g, content and style, and writes two gradients: 5.
@@ -21,23 +22,39 @@ struct AdainStatistics {
 };
 
 template <class T, int V, bool Dense>
-__global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     adain_fwd_kernel(Adain p, const T* __restrict__ content, const T* __restrict__ style, T* __restrict__ output,
-                     AdainStatistics<Acc<T>> statistics, double eps) {
+                     AdainStatistics<Acc<T>> statistics, double eps, int parts, Cut cut, Cut style_cut,
+                     const Moments<Acc<T>>* __restrict__ moments) {
   using A = Acc<T>;
   using Pair = Vec<A, 2>;  // of content and style, so that they are reduced together
   constexpr int R = kHeld<T, V, Dense>;
   STYLEKERN_SHARED(Pair, shared);
-  const int content_last = tiles_of<V, R>(p.h, p.w) - 1, style_last = tiles_of<V, R>(p.style_h, p.style_w) - 1;
-  const int last = content_last > style_last ? content_last : style_last;
-  for (int64_t plane = blockIdx.x; plane < p.planes(); plane += gridDim.x) {
+  for (int64_t block = blockIdx.x; block < p.planes() * parts; block += gridDim.x) {
+    const auto [plane, part] = Part(block, parts);
     const int64_t n = plane / p.c, c = plane % p.c;
+    const TileRange range(cut, part);
     const T* x = content + n * p.content.n + c * p.content.p;
     const T* s = style + n * p.style.n + c * p.style.p;
     const A x_from = to_acc(x[0]), s_from = to_acc(s[0]);
     Vec<T, V> xs[R], ss[R];
     Moments<A> content_sum{}, style_sum{};
-    for (int k = 0; k <= last; ++k) {
+    int held = range.last;  // the tile of the content that is in registers, once the statistics are there
+    if (parts > 1) {
+      Tile<V, R, Dense>(p.h, p.w, held).load(xs, x, p.content.row);
+      const Moments<A> x_part = entry_of_part(moments, plane, parts),
+                       s_part = entry_of_part(moments, p.planes() + plane, parts);
+      const Pair sums = reduce_sums(Pair{x_part.count * x_part.mean, s_part.count * s_part.mean}, shared);
+      const A x_count(p.h * p.w), s_count(p.style_h * p.style_w);
+      const A x_mean = sums[0] / x_count, s_mean = sums[1] / s_count;
+      const A x_shift = x_part.mean - x_mean, s_shift = s_part.mean - s_mean;
+      const Pair squares = reduce_sums(
+          Pair{x_part.m2 + x_part.count * x_shift * x_shift, s_part.m2 + s_part.count * s_shift * s_shift}, shared);
+      content_sum = {x_count, x_mean, squares[0]}, style_sum = {s_count, s_mean, squares[1]};
+    } else {
+      held = cut.tiles > style_cut.tiles ? held : style_cut.tiles - 1;
+    }
+    for (int k = 0; parts == 1 && k <= held; ++k) {
       const Tile<V, R, Dense> x_tile(p.h, p.w, k), s_tile(p.style_h, p.style_w, k);
       x_tile.load(xs, x, p.content.row), s_tile.load(ss, s, p.style.row);
       const A x_count(values_of_tile<V, R>(p.h, p.w, k)), s_count(values_of_tile<V, R>(p.style_h, p.style_w, k));
@@ -51,14 +68,14 @@ __global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
     }
     const Statistics<A> of_content = statistics_of(content_sum, x_from, p.h * p.w, p.correction, eps);
     const Statistics<A> of_style = statistics_of(style_sum, s_from, p.style_h * p.style_w, p.correction, eps);
-    if (threadIdx.x == 0) {
+    if (part == 0 && threadIdx.x == 0) {
       statistics.content_mean[plane] = of_content.mean, statistics.content_rstd[plane] = of_content.rstd;
       statistics.style_mean[plane] = of_style.mean, statistics.style_rstd[plane] = of_style.rstd;
     }
     const A scale = of_content.rstd / of_style.rstd;
-    for (int k = content_last; k >= 0; --k) {
+    for (int k = range.last; k >= range.first; --k) {
       const Tile<V, R, Dense> tile(p.h, p.w, k);
-      if (k != last) tile.load(xs, x, p.content.row);
+      if (k != held) tile.load(xs, x, p.content.row);
       tile.store(output + plane * p.h * p.w, [&](int r) {
         Vec<A, V> y;
 #pragma unroll
@@ -71,16 +88,18 @@ __global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
 
 // A gradient that is null is not asked for.
 template <class T, int V, bool Dense>
-__global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     adain_bwd_kernel(Adain p, const T* __restrict__ grad, const T* __restrict__ content, const T* __restrict__ style,
-                     AdainStatistics<const Acc<T>> statistics, T* __restrict__ grad_content,
-                     T* __restrict__ grad_style) {
+                     AdainStatistics<const Acc<T>> statistics, T* __restrict__ grad_content, T* __restrict__ grad_style,
+                     int parts, Cut cut, Cut style_cut, const GradSums<Acc<T>>* __restrict__ sums_of_parts) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
   STYLEKERN_SHARED(GradSums<A>, shared);
-  const int last = tiles_of<V, R>(p.h, p.w) - 1, style_last = tiles_of<V, R>(p.style_h, p.style_w) - 1;
-  for (int64_t plane = blockIdx.x; plane < p.planes(); plane += gridDim.x) {
+  for (int64_t block = blockIdx.x; block < p.planes() * parts; block += gridDim.x) {
+    const auto [plane, part] = Part(block, parts);
     const int64_t n = plane / p.c, c = plane % p.c;
+    const TileRange range(cut, part);
+    const TileRange style_range(style_cut, part);
     const Plane<T> x =
         normalized_plane(content, p.content, p.c, n, c, statistics.content_mean, statistics.content_rstd);
     const Plane<T> s = normalized_plane(style, p.style, p.c, n, c, statistics.style_mean, statistics.style_rstd);
@@ -90,9 +109,13 @@ __global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
       tile.load(gs, g, p.grad.row), tile.load(xs, x.x, x.stride);
     };
     // the style's last tile on the way too, so that the sums hide what it takes
-    if (grad_style) Tile<V, R, Dense>(p.style_h, p.style_w, style_last).load(ss, s.x, s.stride);
+    if (grad_style) Tile<V, R, Dense>(p.style_h, p.style_w, style_range.last).load(ss, s.x, s.stride);
     GradSums<A> sums = zeros<A, 2>();
-    for (int k = 0; k <= last; ++k) {
+    if (parts > 1) {
+      load_content({p.h, p.w, range.last});
+      sums = entry_of_part(sums_of_parts, plane, parts);
+    }
+    for (int k = 0; parts == 1 && k <= range.last; ++k) {
       load_content({p.h, p.w, k});
 #pragma unroll
       for (int r = 0; r < R; ++r)
@@ -108,9 +131,9 @@ __global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
       // grad_content = content_rstd / style_rstd * (g - sum(g) / n - x * sum(g * x) / (n - correction))
       const A scale = x.rstd / s.rstd, mean_grad = sums[0] / A(p.h * p.w),
               slope = sums[1] / variance_divisor<A>(p.h * p.w, p.correction);
-      for (int k = last; k >= 0; --k) {
+      for (int k = range.last; k >= range.first; --k) {
         const Tile<V, R, Dense> tile(p.h, p.w, k);
-        if (k != last) load_content(tile);
+        if (k != range.last) load_content(tile);
         tile.store(grad_content + plane * p.h * p.w, [&](int r) {
           Vec<A, V> y;
 #pragma unroll
@@ -123,9 +146,9 @@ __global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
       // grad_style = sum(g) / m + (style - style_mean) * style_rstd * sum(g * x) / (m - correction)
       const A mean_grad = sums[0] / A(p.style_h * p.style_w),
               slope = sums[1] / variance_divisor<A>(p.style_h * p.style_w, p.correction);
-      for (int k = style_last; k >= 0; --k) {
+      for (int k = style_range.last; k >= style_range.first; --k) {
         const Tile<V, R, Dense> tile(p.style_h, p.style_w, k);
-        if (k != style_last) tile.load(ss, s.x, s.stride);
+        if (k != style_range.last) tile.load(ss, s.x, s.stride);
         tile.store(grad_style + plane * p.style_h * p.style_w, [&](int r) {
           Vec<A, V> y;
 #pragma unroll
@@ -147,16 +170,32 @@ inline Adain flatten(Adain p, bool grad) {
   return p;
 }
 
-// Threads that suit the larger of the two planes.
-inline unsigned adain_threads(const Adain& p, int v, int r, int most) {
-  const unsigned a = tile_threads(p.h, p.w, v, r, most), b = tile_threads(p.style_h, p.style_w, v, r, most);
+// Threads that suit the larger of the two planes, and parts.
+inline unsigned adain_threads(const Adain& p, int v, int r) {
+  const unsigned a = tile_threads(p.h, p.w, v, r, kTileThreads),
+                 b = tile_threads(p.style_h, p.style_w, v, r, kTileThreads);
   return a < b ? b : a;
+}
+inline int adain_parts(const Adain& p, int v, int r) {
+  const int a = plane_parts(p.planes(), p.h, p.w, v, r), b = plane_parts(p.planes(), p.style_h, p.style_w, v, r);
+  return a < b ? b : a;
+}
+
+// Values of the accumulation type that the forward and the backward need beside their outputs, at most: the moments of
+// the parts of two planes; two sums of those of one take less.
+template <class T>
+int64_t adain_workspace(const Adain& p) {
+  const int64_t a = most_parts(p.planes(), p.h * p.w), b = most_parts(p.planes(), p.style_h * p.style_w);
+  const int64_t parts = a < b ? b : a;
+  return parts > 1 ? 2 * p.planes() * parts * int64_t(sizeof(Moments<Acc<T>>) / sizeof(Acc<T>)) : 0;
 }
 
 // Writes output and the statistics, contiguous.
 template <class T>
 cudaError_t adain_forward(const Adain& problem, const T* content, const T* style, T* output,
-                          const AdainStatistics<Acc<T>>& statistics, double eps, cudaStream_t stream) {
+                          const AdainStatistics<Acc<T>>& statistics, Acc<T>* workspace, double eps,
+                          cudaStream_t stream) {
+  using A = Acc<T>;
   const Adain p = flatten(problem, false);
   if (p.planes() * p.h * p.w == 0) return cudaSuccess;
   const bool wide = (p.w | p.style_w) % kWide<T> == 0 && wide_rows(content, p.content) && wide_rows(style, p.style) &&
@@ -164,10 +203,22 @@ cudaError_t adain_forward(const Adain& problem, const T* content, const T* style
   return with_layout<T>(p.h == 1 && p.style_h == 1, wide, [&](auto width, auto dense) {
     constexpr int V = decltype(width)::value;
     constexpr bool Dense = decltype(dense)::value;
-    const unsigned threads = adain_threads(p, V, kHeld<T, V, Dense>, kTileThreads);
+    const int parts = adain_parts(p, V, kHeld<T, V, Dense>);
+    const unsigned threads = parts > 1 ? kPartThreads : adain_threads(p, V, kHeld<T, V, Dense>);
+    const unsigned blocks = grid_of(p.planes() * parts);
+    const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts),
+        style_cut(p.style_h, p.style_w, V, kHeld<T, V, Dense>, threads, parts);
+    Moments<A>* const moments = reinterpret_cast<Moments<A>*>(workspace);
+    if (parts > 1) {
+      const Planes planes{p.n, p.c, p.h, p.w, p.content}, style_planes{p.n, p.c, p.style_h, p.style_w, p.style};
+      const auto kernel = part_moments_kernel<T, V, Dense>;
+      STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(A), stream, planes, parts, cut, content, moments);
+      STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(A), stream, style_planes, parts, style_cut, style,
+                       moments + p.planes() * parts);
+    }
     const auto kernel = adain_fwd_kernel<T, V, Dense>;
-    STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), threads, threads / 32 * sizeof(Vec<Acc<T>, 2>), stream, p, content,
-                     style, output, statistics, eps);
+    STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(Vec<A, 2>), stream, p, content, style, output,
+                     statistics, eps, parts, cut, style_cut, moments);
     return cudaGetLastError();
   });
 }
@@ -176,7 +227,8 @@ cudaError_t adain_forward(const Adain& problem, const T* content, const T* style
 template <class T>
 cudaError_t adain_backward(const Adain& problem, const T* grad, const T* content, const T* style,
                            const AdainStatistics<const Acc<T>>& statistics, T* grad_content, T* grad_style,
-                           cudaStream_t stream) {
+                           Acc<T>* workspace, cudaStream_t stream) {
+  using Sums = GradSums<Acc<T>>;
   const Adain p = flatten(problem, true);
   if (p.planes() * p.h * p.w == 0 || !(grad_content || grad_style)) return cudaSuccess;
   const bool wide = (p.w | p.style_w) % kWide<T> == 0 && wide_rows(grad, p.grad) && wide_rows(content, p.content) &&
@@ -184,10 +236,22 @@ cudaError_t adain_backward(const Adain& problem, const T* grad, const T* content
   return with_layout<T>(p.h == 1 && p.style_h == 1, wide, [&](auto width, auto dense) {
     constexpr int V = decltype(width)::value;
     constexpr bool Dense = decltype(dense)::value;
-    const unsigned threads = adain_threads(p, V, kHeld<T, V, Dense>, kTileThreads);
+    const int parts = adain_parts(p, V, kHeld<T, V, Dense>);
+    const unsigned threads = parts > 1 ? kPartThreads : adain_threads(p, V, kHeld<T, V, Dense>);
+    const unsigned blocks = grid_of(p.planes() * parts);
+    const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts),
+        style_cut(p.style_h, p.style_w, V, kHeld<T, V, Dense>, threads, parts);
+    const size_t shared = threads / 32 * sizeof(Sums);
+    Sums* const sums = reinterpret_cast<Sums*>(workspace);
+    if (parts > 1) {
+      const Planes planes{p.n, p.c, p.h, p.w, p.content};
+      const auto kernel = part_sums_kernel<T, V, Dense>;
+      STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, planes, parts, cut, p.grad, PlaneStrides{}, grad,
+                       static_cast<const T*>(nullptr), content, statistics.content_mean, statistics.content_rstd, sums);
+    }
     const auto kernel = adain_bwd_kernel<T, V, Dense>;
-    STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), threads, threads / 32 * sizeof(GradSums<Acc<T>>), stream, p, grad,
-                     content, style, statistics, grad_content, grad_style);
+    STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, p, grad, content, style, statistics, grad_content,
+                     grad_style, parts, cut, style_cut, sums);
     return cudaGetLastError();
   });
 }

@@ -25,9 +25,12 @@ std::tuple<Tensor, Tensor, Tensor> factorized_instance_norm(Tensor content, Tens
   with_cuda_dtype(content, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = cuda::Acc<T>;
+    const Tensor workspace =
+        empty_of(content, {cuda::factorized_instance_norm_workspace<T>(p)}, accumulate_type(content));
     check_launch(cuda::factorized_instance_norm_forward<T>(
         p, data<T>(content), data<T>(gamma_ind), data<T>(beta_ind), data<T>(gamma_style), data<T>(beta_style),
-        mutable_data<T>(output), mutable_data<A>(mean), mutable_data<A>(rstd), eps, current_stream(content)));
+        mutable_data<T>(output), mutable_data<A>(mean), mutable_data<A>(rstd), mutable_data<A>(workspace), eps,
+        current_stream(content)));
   });
   return {output, mean, rstd};
 }
@@ -53,11 +56,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> factorized_instance_norm_backward(Ten
   with_cuda_dtype(content, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = cuda::Acc<T>;
+    const Tensor workspace =
+        empty_of(content, {cuda::factorized_instance_norm_workspace<T>(p)}, accumulate_type(content));
     check_launch(cuda::factorized_instance_norm_backward<T>(
         p, data<T>(grad), data<T>(content), data<T>(gamma_ind), data<T>(beta_ind), data<T>(gamma_style), data<A>(mean),
         data<A>(rstd), need_content ? mutable_data<T>(grad_content) : nullptr,
         need_gamma_style ? mutable_data<T>(grad_gamma_style) : nullptr, mutable_data<A>(sum_gx), mutable_data<A>(sum_g),
-        current_stream(content)));
+        mutable_data<A>(workspace), current_stream(content)));
   });
   return {grad_content, grad_gamma_style, sum_gx, sum_g};
 }

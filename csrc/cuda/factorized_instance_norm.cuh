@@ -5,7 +5,8 @@
 //                                         gamma_style, where one is asked for.
 //
 // A block holds up to 6,144 values of each tensor in registers: what fits is read once, and of larger planes the rest
-// once more. V is 16 bytes of values, or 1 where a plane does not start on 16 bytes or has gaps between its rows.
+// once more. Where larger planes are few, several blocks share one, and part_moments_kernel or part_sums_kernel comes
+// first. V is 16 bytes of values, or 1 where a plane does not start on 16 bytes or has gaps between its rows.
 //
 // Fewest bytes, values a value of the content: forward reads content, gamma_style and beta_style, writes y: 4. Backward
 // reads g, content and gamma_style, writes two gradients: 5.
@@ -16,18 +17,19 @@
 namespace stylekern::cuda {
 
 template <class T, int V, bool Dense>
-__global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     factorized_instance_norm_fwd_kernel(FactorizedInstanceNorm p, const T* __restrict__ content,
                                         const T* __restrict__ gamma_ind, const T* __restrict__ beta_ind,
                                         const T* __restrict__ gamma_style, const T* __restrict__ beta_style,
                                         T* __restrict__ output, Acc<T>* __restrict__ mean, Acc<T>* __restrict__ rstd,
-                                        double eps) {
+                                        double eps, int parts, Cut cut, const Moments<Acc<T>>* __restrict__ moments) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
   STYLEKERN_SHARED(A, shared);
-  const int last = tiles_of<V, R>(p.h, p.w) - 1;
-  for (int64_t plane = blockIdx.x; plane < p.planes(); plane += gridDim.x) {
+  for (int64_t block = blockIdx.x; block < p.planes() * parts; block += gridDim.x) {
+    const auto [plane, part] = Part(block, parts);
     const int64_t n = plane / p.c, c = plane % p.c;
+    const TileRange range(cut, part);
     const T* x = content + n * p.content.n + c * p.content.p;
     const T* gamma = gamma_style + n * p.gamma_style.n + c * p.gamma_style.p;
     const T* beta = beta_style + n * p.beta_style.n + c * p.beta_style.p;
@@ -36,20 +38,26 @@ __global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
     const auto load_style = [&](const Tile<V, R, Dense>& tile) {
       tile.load(gammas, gamma, p.gamma_style.row), tile.load(betas, beta, p.beta_style.row);
     };
+    // The last tile stays in registers, gamma and beta come while the statistics are reduced.
     Moments<A> sum{};
-    for (int k = 0; k <= last; ++k) {
+    if (parts > 1) {
+      const Tile<V, R, Dense> tile(p.h, p.w, range.last);
+      tile.load(xs, x, p.content.row), load_style(tile);
+      sum = merge_parts(entry_of_part(moments, plane, parts), p.h * p.w, shared);
+    }
+    for (int k = 0; parts == 1 && k <= range.last; ++k) {
       const Tile<V, R, Dense> tile(p.h, p.w, k);
       tile.load(xs, x, p.content.row);
-      if (k == last) load_style(tile);  // on the way while the statistics are reduced
+      if (k == range.last) load_style(tile);
       const A count(values_of_tile<V, R>(p.h, p.w, k)), tile_mean = reduce_sums(tile.sum(xs, from), shared) / count;
       sum = merge(sum, {count, tile_mean, reduce_sums(tile.squares(xs, from + tile_mean), shared)});
     }
     const Statistics<A> s = statistics_of(sum, from, p.h * p.w, p.correction, eps);
-    if (threadIdx.x == 0) mean[plane] = s.mean, rstd[plane] = s.rstd;
+    if (part == 0 && threadIdx.x == 0) mean[plane] = s.mean, rstd[plane] = s.rstd;
     const A scale = factor * s.rstd;
-    for (int k = last; k >= 0; --k) {
+    for (int k = range.last; k >= range.first; --k) {
       const Tile<V, R, Dense> tile(p.h, p.w, k);
-      if (k != last) tile.load(xs, x, p.content.row), load_style(tile);
+      if (k != range.last) tile.load(xs, x, p.content.row), load_style(tile);
       tile.store(output + plane * p.h * p.w, [&](int r) {
         Vec<A, V> y;
 #pragma unroll
@@ -63,19 +71,21 @@ __global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
 
 // A gradient that is null is not asked for; the sums always are.
 template <class T, int V, bool Dense>
-__global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     factorized_instance_norm_bwd_kernel(FactorizedInstanceNorm p, const T* __restrict__ grad,
                                         const T* __restrict__ content, const T* __restrict__ gamma_ind,
                                         const T* __restrict__ beta_ind, const T* __restrict__ gamma_style,
                                         const Acc<T>* __restrict__ mean, const Acc<T>* __restrict__ rstd,
                                         T* __restrict__ grad_content, T* __restrict__ grad_gamma_style,
-                                        Acc<T>* __restrict__ sum_gx, Acc<T>* __restrict__ sum_g) {
+                                        Acc<T>* __restrict__ sum_gx, Acc<T>* __restrict__ sum_g, int parts, Cut cut,
+                                        const GradSums<Acc<T>>* __restrict__ sums_of_parts) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
   STYLEKERN_SHARED(GradSums<A>, shared);
-  const int last = tiles_of<V, R>(p.h, p.w) - 1;
-  for (int64_t plane = blockIdx.x; plane < p.planes(); plane += gridDim.x) {
+  for (int64_t block = blockIdx.x; block < p.planes() * parts; block += gridDim.x) {
+    const auto [plane, part] = Part(block, parts);
     const int64_t n = plane / p.c, c = plane % p.c;
+    const TileRange range(cut, part);
     const Plane<T> x = normalized_plane(content, p.content, p.c, n, c, mean, rstd);
     const T* g = grad + n * p.grad.n + c * p.grad.p;
     const T* gamma = gamma_style + n * p.gamma_style.n + c * p.gamma_style.p;
@@ -86,7 +96,11 @@ __global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
     };
     // sum_g = sum(g * gamma_style), sum_gx = sum(g * gamma_style * x)
     GradSums<A> sums = zeros<A, 2>();
-    for (int k = 0; k <= last; ++k) {
+    if (parts > 1) {
+      load_tile({p.h, p.w, range.last});
+      sums = entry_of_part(sums_of_parts, plane, parts);
+    }
+    for (int k = 0; parts == 1 && k <= range.last; ++k) {
       load_tile({p.h, p.w, k});
 #pragma unroll
       for (int r = 0; r < R; ++r)
@@ -97,15 +111,15 @@ __global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
         }
     }
     sums = reduce_sums(sums, shared);
-    if (threadIdx.x == 0) sum_g[plane] = sums[0], sum_gx[plane] = sums[1];
+    if (part == 0 && threadIdx.x == 0) sum_g[plane] = sums[0], sum_gx[plane] = sums[1];
     if (!grad_content && !grad_gamma_style) continue;
 
     const A scale = x.rstd * factor, mean_grad = sums[0] / A(p.h * p.w),
             slope = sums[1] / variance_divisor<A>(p.h * p.w, p.correction);
     const int64_t start = plane * p.h * p.w;
-    for (int k = last; k >= 0; --k) {
+    for (int k = range.last; k >= range.first; --k) {
       const Tile<V, R, Dense> tile(p.h, p.w, k);
-      if (k != last) load_tile(tile);
+      if (k != range.last) load_tile(tile);
       if (grad_content) {
         // grad_content = rstd * gamma_ind * (g * gamma_style - sum_g / n - x * sum_gx / (n - correction))
         tile.store(grad_content + start, [&](int r) {
@@ -131,11 +145,21 @@ __global__ void __launch_bounds__(kTileThreads, kPlaneBlocks<T>)
   }
 }
 
+// Values of the accumulation type that the forward and the backward need beside their outputs, at most: the moments of
+// the parts; their two sums take less.
+template <class T>
+int64_t factorized_instance_norm_workspace(const FactorizedInstanceNorm& p) {
+  const int64_t parts = most_parts(p.planes(), p.h * p.w);
+  return parts > 1 ? p.planes() * parts * int64_t(sizeof(Moments<Acc<T>>) / sizeof(Acc<T>)) : 0;
+}
+
 // Writes output, and mean and rstd, [N * C], contiguous.
 template <class T>
 cudaError_t factorized_instance_norm_forward(FactorizedInstanceNorm p, const T* content, const T* gamma_ind,
                                              const T* beta_ind, const T* gamma_style, const T* beta_style, T* output,
-                                             Acc<T>* mean, Acc<T>* rstd, double eps, cudaStream_t stream) {
+                                             Acc<T>* mean, Acc<T>* rstd, Acc<T>* workspace, double eps,
+                                             cudaStream_t stream) {
+  using A = Acc<T>;
   if (p.planes() * p.h * p.w == 0) return cudaSuccess;
   if (gapless(p.h, p.w, p.content) && gapless(p.h, p.w, p.gamma_style) && gapless(p.h, p.w, p.beta_style))
     p.w *= p.h, p.h = 1, p.content.row = p.gamma_style.row = p.beta_style.row = 0;
@@ -144,10 +168,20 @@ cudaError_t factorized_instance_norm_forward(FactorizedInstanceNorm p, const T* 
   return with_layout<T>(p.h == 1, wide, [&](auto width, auto dense) {
     constexpr int V = decltype(width)::value;
     constexpr bool Dense = decltype(dense)::value;
-    const unsigned threads = tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kTileThreads);
+    const int parts = plane_parts(p.planes(), p.h, p.w, V, kHeld<T, V, Dense>);
+    const unsigned threads = parts > 1 ? kPartThreads : tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kTileThreads);
+    const unsigned blocks = grid_of(p.planes() * parts);
+    const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts);
+    const size_t shared = threads / 32 * sizeof(A);
+    Moments<A>* const moments = reinterpret_cast<Moments<A>*>(workspace);
+    if (parts > 1) {
+      const auto kernel = part_moments_kernel<T, V, Dense>;
+      STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, Planes{p.n, p.c, p.h, p.w, p.content}, parts, cut,
+                       content, moments);
+    }
     const auto kernel = factorized_instance_norm_fwd_kernel<T, V, Dense>;
-    STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), threads, threads / 32 * sizeof(Acc<T>), stream, p, content, gamma_ind,
-                     beta_ind, gamma_style, beta_style, output, mean, rstd, eps);
+    STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, p, content, gamma_ind, beta_ind, gamma_style, beta_style,
+                     output, mean, rstd, eps, parts, cut, moments);
     return cudaGetLastError();
   });
 }
@@ -157,7 +191,9 @@ template <class T>
 cudaError_t factorized_instance_norm_backward(FactorizedInstanceNorm p, const T* grad, const T* content,
                                               const T* gamma_ind, const T* beta_ind, const T* gamma_style,
                                               const Acc<T>* mean, const Acc<T>* rstd, T* grad_content,
-                                              T* grad_gamma_style, Acc<T>* sum_gx, Acc<T>* sum_g, cudaStream_t stream) {
+                                              T* grad_gamma_style, Acc<T>* sum_gx, Acc<T>* sum_g, Acc<T>* workspace,
+                                              cudaStream_t stream) {
+  using Sums = GradSums<Acc<T>>;
   if (p.planes() * p.h * p.w == 0) return cudaSuccess;
   if (gapless(p.h, p.w, p.content) && gapless(p.h, p.w, p.gamma_style) && gapless(p.h, p.w, p.grad))
     p.w *= p.h, p.h = 1, p.content.row = p.gamma_style.row = p.grad.row = 0;
@@ -167,11 +203,20 @@ cudaError_t factorized_instance_norm_backward(FactorizedInstanceNorm p, const T*
   return with_layout<T>(p.h == 1, wide, [&](auto width, auto dense) {
     constexpr int V = decltype(width)::value;
     constexpr bool Dense = decltype(dense)::value;
-    const unsigned threads = tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kTileThreads);
+    const int parts = plane_parts(p.planes(), p.h, p.w, V, kHeld<T, V, Dense>);
+    const unsigned threads = parts > 1 ? kPartThreads : tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kTileThreads);
+    const unsigned blocks = grid_of(p.planes() * parts);
+    const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts);
+    const size_t shared = threads / 32 * sizeof(Sums);
+    Sums* const sums = reinterpret_cast<Sums*>(workspace);
+    if (parts > 1) {
+      const auto kernel = part_sums_kernel<T, V, Dense>;
+      STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, Planes{p.n, p.c, p.h, p.w, p.content}, parts, cut,
+                       p.grad, p.gamma_style, grad, gamma_style, content, mean, rstd, sums);
+    }
     const auto kernel = factorized_instance_norm_bwd_kernel<T, V, Dense>;
-    STYLEKERN_LAUNCH(kernel, grid_of(p.planes()), threads, threads / 32 * sizeof(GradSums<Acc<T>>), stream, p, grad,
-                     content, gamma_ind, beta_ind, gamma_style, mean, rstd, grad_content, grad_gamma_style, sum_gx,
-                     sum_g);
+    STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, p, grad, content, gamma_ind, beta_ind, gamma_style, mean,
+                     rstd, grad_content, grad_gamma_style, sum_gx, sum_g, parts, cut, sums);
     return cudaGetLastError();
   });
 }

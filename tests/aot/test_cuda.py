@@ -22,14 +22,16 @@ BUILD = ROOT / "build" / "aot"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = ("-std=c++20", "-O3", "-cubin", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA")
 TYPES = {"float": 4, "double": 2, "__half": 8, "__nv_bfloat16": 8}  # and their values in 16 bytes
-# Of each source the fast paths, with the loads and stores of 16 bytes that they have at least: one a tensor and pass, or
-# one a vector of those that a thread holds in registers, 2 at least.
+# Of each source the fast paths, with the loads and stores of 16 bytes that they have at least: one a tensor and pass,
+# or one a vector of those that a thread holds in registers, 2 at least.
 HELD = 2
 NORMALIZE = {
     "instance_norm_stats_kernel<{}, true>": (HELD, 0),  # x
     # x and its gradient, and again where a plane is larger than what a block holds; that of the input
     "instance_norm_bwd_kernel<{}, true>": (HELD * (2 + 2), HELD),
 }
+# of parts of planes: x; grad, x and a factor
+PARTS = {"part_moments_kernel<{}, true>": (HELD, 0), "part_sums_kernel<{}, true>": (HELD * 3, 0)}
 WAVELET = {f"wavelet_{way}_fwd_kernel<{{}}>": (4, 4) for way in ("pool", "unpool")}  # two rows of two; four bands
 FAST = {
     "style_kernel_conv": {
@@ -55,11 +57,13 @@ FAST = {
     "adain": {
         "adain_fwd_kernel<{}, true>": (HELD * (2 + 1), HELD),  # content and style, content again; y
         "adain_bwd_kernel<{}, true>": (HELD * (3 + 3), HELD * 2),  # grad, content and style, again; two gradients
+        **PARTS,
     },
     "factorized_instance_norm": {
         "factorized_instance_norm_fwd_kernel<{}, true>": (HELD * (3 + 3), HELD),  # content, gamma and beta, again; y
         # grad, content and gamma, again; two gradients
         "factorized_instance_norm_bwd_kernel<{}, true>": (HELD * (3 + 3), HELD * 2),
+        **PARTS,
     },
     "wavelet_pool": WAVELET,
     "wavelet_unpool": WAVELET,
@@ -70,8 +74,8 @@ FOUR_VALUES = r"style_kernel_conv_bwd_"
 # a block these leave room for one block, one, three, four, and two.
 REGISTERS = {
     r"style_kernel_conv_bwd_kernel<(?!float, 4)|adaconv_bwd_taps_kernel<\w+, \d, 4": 255,
-    r"(adain|factorized_instance_norm)_\w+_kernel<double": 144,
-    r"(adain|factorized_instance_norm)_\w+_kernel": 80,
+    r"(adain|factorized_instance_norm)_\w+_kernel<(double|__\w+, 1)": 168,
+    r"(adain|factorized_instance_norm|part)_\w+_kernel": 80,
     r"(instance_norm_\w+|adaconv_(bwd_bias|depthwise_fwd)|wavelet_\w+)_kernel<(?!double)": 64,
     "": 128,
 }

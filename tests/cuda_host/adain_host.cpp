@@ -29,7 +29,9 @@ void forward(const std::string& dtype, py::array content, py::array style, py::a
     Buffers b(in_place);
     const auto statistic = [&](size_t k) { return b.get<A>(statistics[k], true); };
     const cuda::AdainStatistics<A> s{statistic(0), statistic(1), statistic(2), statistic(3)};
-    check(cuda::adain_forward<T>(p, b.get<T>(content), b.get<T>(style), b.get<T>(output, true), s, eps, nullptr));
+    const Workspace workspace(cuda::adain_workspace<T>(p) * sizeof(A));
+    check(cuda::adain_forward<T>(p, b.get<T>(content), b.get<T>(style), b.get<T>(output, true), s, workspace.get<A>(),
+                                 eps, nullptr));
     b.write_back();
   });
 }
@@ -44,8 +46,10 @@ void backward(const std::string& dtype, py::array grad, py::array content, py::a
     Buffers b(in_place);
     const auto statistic = [&](size_t k) { return b.get<A>(statistics[k]); };
     const cuda::AdainStatistics<const A> s{statistic(0), statistic(1), statistic(2), statistic(3)};
+    const Workspace workspace(cuda::adain_workspace<T>(p) * sizeof(A));
     check(cuda::adain_backward<T>(p, b.get<T>(grad), b.get<T>(content), b.get<T>(style), s,
-                                  b.get<T>(grad_content, true), b.get<T>(grad_style, true), nullptr));
+                                  b.get<T>(grad_content, true), b.get<T>(grad_style, true), workspace.get<A>(),
+                                  nullptr));
     b.write_back();
   });
 }

@@ -24,9 +24,10 @@ void forward(const std::string& dtype, py::array content, py::array gamma_ind, p
     using T = decltype(type);
     using A = cuda::Acc<T>;
     Buffers b(in_place);
-    check(cuda::factorized_instance_norm_forward<T>(p, b.get<T>(content), b.get<T>(gamma_ind), b.get<T>(beta_ind),
-                                                    b.get<T>(gamma_style), b.get<T>(beta_style), b.get<T>(output, true),
-                                                    b.get<A>(mean, true), b.get<A>(rstd, true), eps, nullptr));
+    const Workspace workspace(cuda::factorized_instance_norm_workspace<T>(p) * sizeof(A));
+    check(cuda::factorized_instance_norm_forward<T>(
+        p, b.get<T>(content), b.get<T>(gamma_ind), b.get<T>(beta_ind), b.get<T>(gamma_style), b.get<T>(beta_style),
+        b.get<T>(output, true), b.get<A>(mean, true), b.get<A>(rstd, true), workspace.get<A>(), eps, nullptr));
     b.write_back();
   });
 }
@@ -40,10 +41,11 @@ void backward(const std::string& dtype, py::array grad, py::array content, py::a
     using T = decltype(type);
     using A = cuda::Acc<T>;
     Buffers b(in_place);
+    const Workspace workspace(cuda::factorized_instance_norm_workspace<T>(p) * sizeof(A));
     check(cuda::factorized_instance_norm_backward<T>(
         p, b.get<T>(grad), b.get<T>(content), b.get<T>(gamma_ind), b.get<T>(beta_ind), b.get<T>(gamma_style),
         b.get<A>(mean), b.get<A>(rstd), b.get<T>(grad_content, true), b.get<T>(grad_gamma_style, true),
-        b.get<A>(sum_gx, true), b.get<A>(sum_g, true), nullptr));
+        b.get<A>(sum_gx, true), b.get<A>(sum_g, true), workspace.get<A>(), nullptr));
     b.write_back();
   });
 }

@@ -107,6 +107,19 @@ def test_planes_of_more_vectors_than_a_block(host, case):
     assert_matches_reference(host, case)
 
 
+@cases(
+    Case(n=1, c=2, h=45, w=67),
+    Case(n=1, c=2, h=64, w=64),
+    *(Case(n=1, c=2, h=75, w=w, dtype=dtype) for dtype in DTYPES for w in (88, 83)),
+)
+def test_planes_in_registers_and_over_several_blocks(host, case):
+    assert_matches_reference(host, case)
+
+
+def test_many_planes_of_more_than_a_block_holds(host):
+    assert_matches_reference(host, Case(n=16, c=16, h=40, w=42, row_gap=1))
+
+
 @cases(*(Case(shift=shift, row_gap=gap) for shift, gap in ((1, 0), (0, 4), (0, 1), (2, 3))), Case(w=13, row_gap=3))
 def test_rows_are_read_through_their_strides(host, case):
     assert_matches_reference(host, case)
@@ -126,7 +139,7 @@ def test_each_gradient_alone_is_the_same_as_both(host, needs):
         assert torch.equal(alone[key], together[key])
 
 
-@cases(Case(h=20, w=132), Case(w=13, row_gap=1), Case(dtype=torch.float16))
+@cases(Case(h=20, w=132), Case(w=13, row_gap=1), Case(dtype=torch.float16), Case(n=1, c=2, h=75, w=132))
 def test_the_order_of_threads_and_blocks_does_not_change_a_bit(host, case):
     assert_order_does_not_matter(host, lambda: run(host, case))
 
@@ -140,6 +153,8 @@ SANITIZED = [
     Case(n=1),
     Case(n=1, w=13, shift=1, row_gap=1),
     *(Case(n=1, h=20, w=w, dtype=dtype, shift=w % 2) for dtype in DTYPES for w in (136, 13)),
+    Case(n=1, c=1, h=45, w=67, row_gap=1),
+    Case(n=1, c=1, h=77, w=83),
     Case(n=1, h=3, w=1, correction=0),
     *off_the_16_bytes(Case(n=1), "content", "gamma_style", "beta_style", "grad"),
 ]

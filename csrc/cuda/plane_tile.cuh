@@ -1,0 +1,231 @@
+// A plane in the registers of a block, and what is summed over it.
+#pragma once
+#include <cmath>
+
+#include "common.cuh"
+
+namespace stylekern::cuda {
+
+// Threads of a block that works on a plane, at most, and how many such blocks a multiprocessor must hold at once:
+// doubles take two registers each. Operators that hold two or three tensors have fewer threads, and so more registers;
+// single halves need more, for their conversions.
+inline constexpr int kPlaneThreads = 512, kTileThreads = 384, kPartThreads = 256;
+template <class T>
+inline constexpr int kPlaneBlocks = std::is_same_v<T, double> ? 1 : 2;
+template <class T, int V>
+inline constexpr int kTileBlocks = sizeof(T) == 4 || (sizeof(T) < 4 && V > 1) ? 2 : 1;
+
+// Planes that are fewer leave multiprocessors idle where a block has a whole plane.
+inline constexpr int kFewPlanes = 256;
+
+// Count, mean and sum of squared deviations of some values.
+template <class A>
+struct Moments {
+  A count, mean, m2;
+};
+
+template <class A>
+STYLEKERN_DEVICE Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
+  const A count = a.count + b.count;
+  if (count == A(0)) return a;
+  const A delta = b.mean - a.mean, share = b.count / count;
+  return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * a.count * share};
+}
+
+// What a variance of `count` values divides by. None are left: by zero, as torch does.
+template <class A>
+STYLEKERN_DEVICE A variance_divisor(int64_t count, int64_t correction) {
+  return A(count > correction ? count - correction : 0);
+}
+
+template <class A>
+struct Statistics {
+  A mean, rstd;
+};
+
+// The two sums over a plane that a gradient through normalisation needs: of g, and of g * x.
+template <class A>
+using GradSums = Vec<A, 2>;
+
+template <class A>
+STYLEKERN_DEVICE A reduce_sums(A sum, A* shared) {
+  return reduce_block(sum, shared, [](A a, A b) { return a + b; });
+}
+template <class A>
+STYLEKERN_DEVICE Vec<A, 2> reduce_sums(const Vec<A, 2>& sums, Vec<A, 2>* shared) {
+  return reduce_block(sums, shared,
+                      [](const Vec<A, 2>& a, const Vec<A, 2>& b) { return Vec<A, 2>{a[0] + b[0], a[1] + b[1]}; });
+}
+
+// Vectors of each tensor that a thread holds in registers, whose loads are in flight at once: 16 values. Fewer where
+// doubles, or the positions in rows with gaps, need the registers.
+template <class T, int V, bool Dense>
+inline constexpr int kHeld = !Dense ? 4 : (sizeof(T) > 4 ? 8 : 16) / V;
+
+// A piece of a plane that a block holds in registers. Of the warp's 32 * R neighbouring vectors each thread has vector
+// `first` of the plane, and R - 1 more at distances of 32, which are known at compile time. Most planes are one tile.
+// `Dense`: all tensors' rows follow each other without a gap, and h is 1.
+template <int V, int R, bool Dense>
+struct Tile {
+  int64_t w, first;
+  int left;  // vectors from `first` to the end of the plane, or a few more than are the thread's
+
+  STYLEKERN_DEVICE Tile(int64_t h, int64_t w, int tile) : w(w) {
+    first = int64_t(tile) * R * blockDim.x + threadIdx.x / 32 * 32 * R + threadIdx.x % 32;
+    const int64_t rest = h * (w / V) - first;
+    left = rest < 0 ? 0 : int(rest < 32 * R ? rest : 32 * R);
+  }
+  STYLEKERN_DEVICE bool has(int k) const { return 32 * k < left; }
+
+  // This thread's vectors of a tensor's plane; zeros where the plane has ended.
+  template <class T>
+  STYLEKERN_DEVICE void load(Vec<T, V> (&x)[R], const T* plane, int64_t row) const {
+    if constexpr (Dense) {
+      const T* const start = plane + first * V;
+#pragma unroll
+      for (int k = 0; k < R; ++k) x[k] = has(k) ? cuda::load<V>(start + 32 * V * k) : Vec<T, V>{};
+    } else {
+      const int64_t vectors = w / V, step_j = 32 % vectors, step = 32 / vectors * row + step_j * V;
+      int64_t j = first % vectors;
+      const T* at = plane + first / vectors * row + j * V;
+#pragma unroll
+      for (int k = 0; k < R; ++k) {
+        x[k] = has(k) ? cuda::load<V>(at) : Vec<T, V>{};
+        j += step_j, at += step;
+        if (j >= vectors) j -= vectors, at += row - w;
+      }
+    }
+  }
+  // Calls f(k), which returns this thread's k-th vector, and writes that to the plane of a contiguous tensor.
+  template <class T, class F>
+  STYLEKERN_DEVICE void store(T* plane, F f) const {
+#pragma unroll
+    for (int k = 0; k < R; ++k)
+      if (has(k)) store_as(plane + first * V + 32 * V * k, f(k));
+  }
+
+  // This thread's part of the sum of x - from.
+  template <class T>
+  STYLEKERN_DEVICE Acc<T> sum(const Vec<T, V> (&x)[R], Acc<T> from) const {
+    Acc<T> sum = 0;
+#pragma unroll
+    for (int k = 0; k < R; ++k)
+#pragma unroll
+      for (int e = 0; e < V; ++e) sum += has(k) ? to_acc(x[k][e]) - from : Acc<T>(0);
+    return sum;
+  }
+  // And of the sum of (x - mean)^2.
+  template <class T>
+  STYLEKERN_DEVICE Acc<T> squares(const Vec<T, V> (&x)[R], Acc<T> mean) const {
+    Acc<T> sum = 0;
+#pragma unroll
+    for (int k = 0; k < R; ++k)
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        const Acc<T> d = has(k) ? to_acc(x[k][e]) - mean : Acc<T>(0);
+        sum += d * d;
+      }
+    return sum;
+  }
+};
+
+// How a plane is cut into tiles, and those into parts: `each` a part, where there are as many.
+struct Cut {
+  int tiles, each;
+
+  Cut(int64_t h, int64_t w, int v, int r, unsigned threads, int parts) {
+    const int64_t size = int64_t(r) * threads;
+    tiles = int((h * (w / v) + size - 1) / size), each = (tiles + parts - 1) / parts;
+  }
+};
+
+// The tiles of a part; there may be none, and `last` is one of the plane all the same.
+struct TileRange {
+  int first, last;
+
+  STYLEKERN_DEVICE TileRange(const Cut& cut, int part) {
+    first = part * cut.each < cut.tiles ? part * cut.each : cut.tiles;
+    last = (first + cut.each < cut.tiles ? first + cut.each : cut.tiles) - 1;
+  }
+};
+
+// What a block works on: a plane, or one of its parts.
+struct Part {
+  int64_t plane;
+  int part;
+
+  STYLEKERN_DEVICE Part(int64_t block, int parts) {
+    plane = parts > 1 ? block / parts : block;
+    part = parts > 1 ? int(block - plane * parts) : 0;
+  }
+};
+
+// Values of a plane in a tile; none beyond its end.
+template <int V, int R>
+STYLEKERN_DEVICE int values_of_tile(int64_t h, int64_t w, int tile) {
+  const int64_t size = int64_t(R) * V * blockDim.x, rest = h * w - tile * size;
+  return rest < 0 ? 0 : int(rest < size ? rest : size);
+}
+
+// Calls f with the width of an access, as with_width, and whether the planes are dense. Rows with gaps between them are
+// rare enough to be read value by value.
+template <class T, class F>
+cudaError_t with_layout(bool dense, bool wide, F f) {
+  if (!dense) return f(std::integral_constant<int, 1>{}, std::false_type{});
+  return with_width<T>(wide, [&](auto width) { return f(width, std::true_type{}); });
+}
+
+// Threads of a block whose tiles, of r vectors a thread, cover a plane: one tile if `most` threads suffice.
+inline unsigned tile_threads(int64_t h, int64_t w, int v, int r, int most) {
+  const int64_t warps = (h * (w / v) + 32 * r - 1) / (32 * r);
+  return unsigned(warps < most / 32 ? (warps > 0 ? warps : 1) * 32 : most);
+}
+
+// Planes that are few, and larger than what a block holds, are cut into parts of a block each: one kernel takes the
+// parts' moments or sums, and the next one adds a plane's up, one a thread, before it goes on with its own part. The
+// cut follows from the sizes alone, so that results do.
+inline int plane_parts(int64_t planes, int64_t h, int64_t w, int v, int r) {
+  const int64_t vectors = h * (w / v), size = int64_t(r) * kPartThreads, tiles = (vectors + size - 1) / size;
+  if (planes >= kFewPlanes || vectors <= int64_t(r) * kTileThreads) return 1;
+  return int(tiles < kPartThreads ? tiles : kPartThreads);
+}
+
+// At least as many, however the tensors lie in memory.
+inline int64_t most_parts(int64_t planes, int64_t values) { return plane_parts(planes, 1, values, 1, 4); }
+
+// Of some tiles of a plane: means are taken `from` a value of the plane, so that a large mean costs no digits.
+template <int V, int R, bool Dense, class T>
+STYLEKERN_DEVICE Moments<Acc<T>> moments_of(const T* x, int64_t row, int64_t h, int64_t w, const TileRange& range,
+                                            Acc<T> from, Acc<T>* shared) {
+  using A = Acc<T>;
+  Moments<A> sum{};
+  for (int k = range.first; k <= range.last; ++k) {
+    const Tile<V, R, Dense> tile(h, w, k);
+    Vec<T, V> values[R];
+    tile.load(values, x, row);
+    const A count(values_of_tile<V, R>(h, w, k)), mean = reduce_sums(tile.sum(values, from), shared) / count;
+    sum = merge(sum, {count, mean, reduce_sums(tile.squares(values, from + mean), shared)});
+  }
+  return sum;
+}
+
+// Of a whole plane, from those of its parts: one a thread, nothing for the others.
+template <class A>
+STYLEKERN_DEVICE Moments<A> merge_parts(const Moments<A>& part, int64_t count, A* shared) {
+  const A mean = reduce_sums(part.count * part.mean, shared) / A(count), shift = part.mean - mean;
+  return {A(count), mean, reduce_sums(part.m2 + part.count * shift * shift, shared)};
+}
+
+// What this thread adds to a plane: its part's entry, if there is one.
+template <class S>
+STYLEKERN_DEVICE S entry_of_part(const S* entries, int64_t plane, int parts) {
+  return int(threadIdx.x) < parts ? entries[plane * parts + threadIdx.x] : S{};
+}
+
+template <class A>
+STYLEKERN_DEVICE Statistics<A> statistics_of(const Moments<A>& sum, A from, int64_t count, int64_t correction,
+                                             double eps) {
+  return {from + sum.mean, A(1) / sqrt(sum.m2 / variance_divisor<A>(count, correction) + A(eps))};
+}
+
+}  // namespace stylekern::cuda
