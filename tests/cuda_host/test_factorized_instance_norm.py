@@ -110,7 +110,7 @@ def test_planes_of_more_vectors_than_a_block(host, case):
 @cases(
     Case(n=1, c=2, h=45, w=67),
     Case(n=1, c=2, h=64, w=64),
-    *(Case(n=1, c=2, h=75, w=w, dtype=dtype) for dtype in DTYPES for w in (88, 83)),
+    *(Case(n=1, c=2, h=75, w=w, mean=1, dtype=dtype) for dtype in DTYPES for w in (88, 83)),
 )
 def test_planes_in_registers_and_over_several_blocks(host, case):
     assert_matches_reference(host, case)
