@@ -1,4 +1,5 @@
-// adaconv forward on CUDA; csrc/common/adaconv.h has the formulas. Statistics come from instance_norm.cuh.
+// adaconv forward on CUDA; csrc/common/adaconv.h has the formulas. Depthwise planes that a block holds go to
+// adaconv_depthwise.cuh; of all others the statistics come from instance_norm.cuh.
 //
 //   adaconv_fwd_kernel      A correlation of the channels of a group, each sample with its own kernel. A block owns a
 //                           tile of up to OC output channels. It puts the normalised, padded rows of some input
@@ -57,7 +58,10 @@ inline constexpr int kAdaConvThreads = 256;
 
 // Rows of a thread: as many as leave registers for 8 output channels.
 template <class A, int V>
-inline constexpr int kRows = std::is_same_v<A, double> || V == 8 ? 1 : 2;
+inline constexpr int kRows = (V == 1   ? 4
+                              : V == 8 ? 1
+                                       : 2) /
+                             (std::is_same_v<A, double> ? 2 : 1);
 
 // Shared memory of a block: [channels, rows, pitch] of x, then the taps, [channels, kh * kw, OC].
 struct Stage {
@@ -67,29 +71,37 @@ struct Stage {
   STYLEKERN_HD int plane() const { return rows * pitch; }
 };
 
-// The rows of one channel that a tile from (i, j) on reads. Positions that only outputs beyond the picture read hold
-// whatever the border rule makes of them.
+// The rows of some channels, from `first` of sample n on, that a tile from (i, j) on reads. Positions that only outputs
+// beyond the picture read hold whatever the border rule makes of them, or nothing.
 template <int K, int V, class T>
-STYLEKERN_DEVICE void stage_rows(const Correlation& p, const Stage& s, const Plane<T>& x, int64_t i, int64_t j,
-                                 Acc<T>* tile) {
-  using A = Acc<T>;
+STYLEKERN_DEVICE void stage_channels(const Correlation& p, const Stage& s, const CorrelationData<T>& d, int64_t n,
+                                     int64_t first, int channels, int64_t i, int64_t j, Acc<T>* tile) {
   const int columns = blockDim.x * V, halo = (K > 0 ? K : p.kw) - 1;
   const int64_t own = j + int64_t(threadIdx.x) * V;
+  const auto channel = [&](int m) { return normalized_plane(d.x, p.x, p.groups * p.in, n, first + m, d.mean, d.rstd); };
+  const auto source_row = [&](int r) { return border_index(i + r - p.top, p.h, p.padding); };
+  // A thread's rows run on from channel to channel, so that the loads of several are in flight. A block has no more
+  // rows of threads than a tile has rows.
+  if (own < p.w + halo) {
+    int m = 0, r = threadIdx.y;
 #pragma unroll(V > 4 ? 2 : 4)
-  for (int r = threadIdx.y; r < s.rows; r += blockDim.y) {
-    const int64_t row = border_index(i + r - p.top, p.h, p.padding);
-    A* const to = tile + r * s.pitch + s.lead + threadIdx.x * V;
-    if (own < p.w) {
-      store(to, x.template row<V>(row, own));
-    } else {
+    for (int row = threadIdx.y; row < channels * s.rows; row += blockDim.y) {
+      Acc<T>* const to = tile + row * s.pitch + s.lead + threadIdx.x * V;
+      const Plane<T> x = channel(m);
+      if (own < p.w) {
+        store(to, x.template row<V>(source_row(r), own));
+      } else {
 #pragma unroll 1
-      for (int e = 0; e < V; ++e) to[e] = x.at(row, border_index(own + e, p.w, p.padding));
+        for (int e = 0; e < V; ++e) to[e] = x.at(source_row(r), border_index(own + e, p.w, p.padding));
+      }
+      r += blockDim.y;
+      if (r >= s.rows) r -= s.rows, ++m;
     }
   }
-  for (int k = threadIdx.y * blockDim.x + threadIdx.x; k < s.rows * halo; k += blockDim.x * blockDim.y) {
-    const int r = k / halo, b = k % halo, column = b < p.left ? b - p.left : columns + b - p.left;
-    tile[r * s.pitch + s.lead + column] =
-        x.at(border_index(i + r - p.top, p.h, p.padding), border_index(j + column, p.w, p.padding));
+  for (int k = threadIdx.y * blockDim.x + threadIdx.x; k < channels * s.rows * halo; k += blockDim.x * blockDim.y) {
+    const int row = k / halo, b = k % halo, column = b < p.left ? b - p.left : columns + b - p.left;
+    tile[row * s.pitch + s.lead + column] =
+        channel(row / s.rows).at(source_row(row % s.rows), border_index(j + column, p.w, p.padding));
   }
 }
 
@@ -168,15 +180,16 @@ __global__ void __launch_bounds__(kAdaConvThreads, OC > 2 ? 2 : 3)
 
     for (int64_t first = 0; first < p.in; first += stage.channels) {
       const int channels = int(p.in - first < stage.channels ? p.in - first : stage.channels);
-      for (int m = 0; m < channels; ++m) {
-        const Plane<T> x = normalized_plane(d.x, p.x, p.groups * p.in, n, g * p.in + first + m, d.mean, d.rstd);
-        stage_rows<K, V>(p, stage, x, i, j, shared + m * stage.plane());
-      }
-      for (int k = thread; k < channels * taps * OC; k += threads) {
+      const int count = channels * taps * OC;
+      const auto tap_of = [&](int k) {
         const int o = k % OC, tap = k / OC % taps, m = k / OC / taps;
-        const bool there = first_out + o < p.out;
-        shared_taps[k] = there ? d.kernel[p.kernel_offset(ng, first_out + o, first + m, tap)] : A(0);
-      }
+        return first_out + o < p.out ? d.kernel[p.kernel_offset(ng, first_out + o, first + m, tap)] : A(0);
+      };
+      constexpr bool ahead = OC <= 4;  // with registers to spare, a tap is on its way together with x
+      const A first_tap = ahead && thread < count ? tap_of(thread) : A(0);
+      stage_channels<K, V>(p, stage, d, n, g * p.in + first, channels, i, j, shared);
+      if (ahead && thread < count) shared_taps[thread] = first_tap;
+      for (int k = ahead ? thread + threads : thread; k < count; k += threads) shared_taps[k] = tap_of(k);
       __syncthreads();
       for (int m = 0; m < channels; ++m)
         correlate_channel<K>(sums, p,
@@ -284,8 +297,15 @@ cudaError_t correlate_in_tiles(const Correlation& p, const CorrelationData<T>& d
   const auto round_up = [](int64_t x) { return (x + 3) / 4 * 4; };  // to 16 bytes
   for (int threads = kAdaConvThreads; threads >= 32; threads /= 2) {
     const int64_t chunks = (p.out + OC - 1) / OC;
-    const Tiling tiling =
-        make_tiling(p.n * p.groups * chunks, (p.h + R - 1) / R, p.w, V, V > 1 ? 16 : 32, threads, 0, 0);
+    // tiles of one size, as far as it goes
+    const auto even = [](int64_t size, int64_t most) {
+      const int64_t tiles = (size + most - 1) / most;
+      return int((size + tiles - 1) / tiles);
+    };
+    const int64_t strips = (p.h + R - 1) / R;
+    const int threads_x = even((p.w + V - 1) / V, V > 1 ? 16 : threads < 64 ? 32 : 64);
+    const int threads_y = even(strips, threads / threads_x);
+    const Tiling tiling = make_tiling(p.n * p.groups * chunks, strips, p.w, V, threads_x, threads_x * threads_y, 0, 0);
     const int64_t lead = round_up(p.left), pitch = lead + round_up(tiling.threads_x * V + p.kw - 1 - p.left);
     const int64_t rows = tiling.threads_y * R + p.kh - 1;
     const int64_t channel_bytes = (rows * pitch + int64_t(p.taps()) * OC) * int64_t(sizeof(A));
@@ -312,10 +332,8 @@ cudaError_t correlate_planes(const Correlation& p, const CorrelationData<T>& d, 
     constexpr int V = decltype(width)::value;
     if (p.kh != 3 || p.kw != 3)
       return p.out > 1 ? correlate_in_tiles<T, V, 4, 0>(p, d, stream) : correlate_in_tiles<T, V, 1, 0>(p, d, stream);
-    if constexpr (V > 1) {
-      if (p.out > 4) return correlate_in_tiles<T, V, 8, 3>(p, d, stream);
-      if (p.out == 2) return correlate_in_tiles<T, V, 2, 3>(p, d, stream);
-    }
+    if (p.out > 4) return correlate_in_tiles<T, V, 8, 3>(p, d, stream);
+    if (p.out == 2) return correlate_in_tiles<T, V, 2, 3>(p, d, stream);
     return p.out > 1 ? correlate_in_tiles<T, V, 4, 3>(p, d, stream) : correlate_in_tiles<T, V, 1, 3>(p, d, stream);
   });
 }

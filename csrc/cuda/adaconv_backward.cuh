@@ -1,11 +1,12 @@
 // adaconv backward on CUDA. Every gradient is gathered in a fixed order: there are no atomics, and the same input gives
-// the same bits.
+// the same bits. Depthwise planes that a block holds go to adaconv_depthwise_backward.cuh.
 //
 //   adaconv_fwd_kernel        the gradient of the padded x: a correlation of g with the kernels turned by 180 degrees,
 //                             in and out exchanged; adaconv_direct_kernel, for the positions that the border rule
 //                             mirrors, adds up all that it maps there. Then instance_norm_bwd_kernel.
 //   adaconv_bwd_taps_kernel   that of the kernel: a block sums over some rows, for one input and OC output channels
-//                             of a group and all taps, in registers and then over its threads;
+//                             of a group and all taps, in registers and then over its threads. A thread moves
+//                             three rows of x down a strip.
 //   adaconv_bwd_sum_kernel    where several blocks share the rows: adds their sums in order.
 //   adaconv_bwd_bias_kernel   that of the bias, a block a plane.
 //
@@ -24,7 +25,9 @@ struct TapSplit {
   int64_t parts, rows;  // of h, in each part
 };
 
-inline int tap_outputs(const AdaConv& p) { return p.kh == 3 && p.kw == 3 && p.group_out() > 1 ? 4 : 1; }
+inline int tap_outputs(const AdaConv& p) {
+  return p.kh != 3 || p.kw != 3 || p.group_out() < 2 ? 1 : p.group_out() == 2 ? 2 : 4;
+}
 
 // Enough blocks for any GPU, each with enough positions to be worth its reduction.
 inline TapSplit tap_split(const AdaConv& p) {
@@ -36,17 +39,14 @@ inline TapSplit tap_split(const AdaConv& p) {
 }
 
 template <class T, int V, int OC, int K>
-__global__ void __launch_bounds__(kAdaConvThreads, OC > 1 ? 1 : 2)
+__global__ void __launch_bounds__(kAdaConvThreads, OC > 2 ? 1 : 2)
     adaconv_bwd_taps_kernel(AdaConv p, TapSplit split, const T* __restrict__ grad, const T* __restrict__ input,
                             const Acc<T>* __restrict__ mean, const Acc<T>* __restrict__ rstd,
                             Acc<T>* __restrict__ sums_out) {
   using A = Acc<T>;
   constexpr int taps = K > 0 ? K * K : 1;  // at a time
-  struct Sums {
-    A tap[taps];
-  };
-  STYLEKERN_SHARED(Sums, shared);
-  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  STYLEKERN_SHARED(A, shared);             // 16 a warp and output channel
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / 32;
   const int64_t in = p.group_in(), out = p.group_out(), chunks = (out + OC - 1) / OC, all_taps = int64_t(p.kh) * p.kw;
   const int64_t blocks = p.n * p.groups * chunks * in * split.parts;
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
@@ -62,20 +62,32 @@ __global__ void __launch_bounds__(kAdaConvThreads, OC > 1 ? 1 : 2)
     }
     for (int64_t tap = 0; tap < all_taps; tap += taps) {
       // grad_kernel[o,m,a,b] = sum over i, j of g[o,i,j] * x[m, pad(i + a - top), pad(j + b - left)]
-      Sums sums[OC] = {};
-      for (int64_t j = int64_t(threadIdx.x) * V; j < p.w; j += int64_t(blockDim.x) * V)
-        for (int64_t i = first + threadIdx.y; i < last; i += blockDim.y) {
-          if constexpr (K > 0) {
-            constexpr int r = K / 2;
-            A window[K][V + K - 1];
+      Vec<A, 16> sums[OC];
 #pragma unroll
-            for (int a = 0; a < K; ++a) {
-              const int64_t row = border_index(i + a - r, p.h, p.padding);
-              const Vec<A, V> own = x.template row<V>(row, j);
+      for (int o = 0; o < OC; ++o) sums[o] = zeros<A, 16>();
+      const int64_t strip = (last - first + blockDim.y - 1) / blockDim.y;  // rows of a thread
+      const int64_t start = first + threadIdx.y * strip, end = start + strip < last ? start + strip : last;
+      for (int64_t j = int64_t(threadIdx.x) * V; j < p.w; j += int64_t(blockDim.x) * V) {
+        if constexpr (K > 0) {
+          constexpr int r = K / 2;
+          A window[K][V + K - 1];  // of rows that move on
+          const auto fetch = [&](A(&to)[V + K - 1], int64_t q) {
+            const int64_t row = border_index(q, p.h, p.padding);
+            const Vec<A, V> own = x.template row<V>(row, j);
 #pragma unroll
-              for (int e = 0; e < V + K - 1; ++e)
-                window[a][e] = e >= r && e < V + r ? own[e - r] : x.at(row, border_index(j + e - r, p.w, p.padding));
-            }
+            for (int e = 0; e < V + K - 1; ++e)
+              to[e] = e >= r && e < V + r ? own[e - r] : x.at(row, border_index(j + e - r, p.w, p.padding));
+          };
+          if (start < end)
+#pragma unroll
+            for (int a = 1; a < K; ++a) fetch(window[a], start + a - 1 - r);
+#pragma unroll(OC > 1 ? 1 : 3)
+          for (int64_t i = start; i < end; ++i) {
+#pragma unroll
+            for (int a = 1; a < K; ++a)
+#pragma unroll
+              for (int e = 0; e < V + K - 1; ++e) window[a - 1][e] = window[a][e];
+            fetch(window[K - 1], i + K - 1 - r);
 #pragma unroll
             for (int o = 0; o < OC; ++o) {
               const Vec<A, V> values = to_acc(load<V>(gs[o] + i * p.grad.row + j));
@@ -84,28 +96,32 @@ __global__ void __launch_bounds__(kAdaConvThreads, OC > 1 ? 1 : 2)
 #pragma unroll
                 for (int b = 0; b < K; ++b)
 #pragma unroll
-                  for (int e = 0; e < V; ++e) sums[o].tap[a * K + b] += values[e] * window[a][e + b];
+                  for (int e = 0; e < V; ++e) sums[o][a * K + b] += values[e] * window[a][e + b];
             }
-          } else {
+          }
+        } else {
+          for (int64_t i = start; i < end; ++i) {
             const int64_t row = border_index(i + tap / p.kw - p.top(), p.h, p.padding);
             const A value = x.at(row, border_index(j + tap % p.kw - p.left(), p.w, p.padding));
 #pragma unroll
-            for (int o = 0; o < OC; ++o) sums[o].tap[0] += to_acc(gs[o][i * p.grad.row + j]) * value;
+            for (int o = 0; o < OC; ++o) sums[o][0] += to_acc(gs[o][i * p.grad.row + j]) * value;
           }
         }
+      }
 #pragma unroll
       for (int o = 0; o < OC; ++o) {
-        const Sums sum = reduce_block(sums[o], shared, [](const Sums& a, const Sums& b) {
-          Sums c;
-#pragma unroll
-          for (int t = 0; t < taps; ++t) c.tap[t] = a.tap[t] + b.tap[t];
-          return c;
-        });
-        if (thread != 0 || first_out + o >= out) continue;
-        const int64_t row = part * p.n * p.out_c * in + (ng * out + first_out + o) * in + m;
-#pragma unroll
-        for (int t = 0; t < taps; ++t) sums_out[row * all_taps + tap + t] = sum.tap[t];
+        const A sum = sum_warp<16>(sums[o], thread);
+        if (thread % 2 == 0) shared[(thread / 32 * OC + o) * 16 + thread % 32 / 2] = sum;
       }
+      __syncthreads();
+      for (int k = thread; k < OC * taps; k += blockDim.x * blockDim.y) {
+        const int o = k / taps, t = k % taps;
+        A sum = 0;
+        for (int warp = 0; warp < warps; ++warp) sum += shared[(warp * OC + o) * 16 + t];
+        const int64_t row = part * p.n * p.out_c * in + (ng * out + first_out + o) * in + m;
+        if (first_out + o < out) sums_out[row * all_taps + tap + t] = sum;
+      }
+      __syncthreads();  // `shared` may be written again
     }
   }
 }
@@ -160,22 +176,25 @@ cudaError_t adaconv_kernel_gradient(const AdaConv& p, const T* grad, const T* in
   if (p.n * p.out_c * p.c == 0) return cudaSuccess;
   const TapSplit split = tap_split(p);
   const int64_t count = p.n * p.out_c * p.group_in() * p.kh * p.kw;
-  const auto launch = [&](auto kernel, int v, int outputs, size_t taps) {
+  const auto launch = [&](auto kernel, int v, int outputs) {
     const int64_t vectors = split.rows * ((p.w + v - 1) / v), chunks = (p.group_out() + outputs - 1) / outputs;
     int threads = 32;  // each with a few vectors, where there are enough
     while (threads < kAdaConvThreads && threads * 4 < vectors) threads *= 2;
-    const dim3 block = plane_block(split.rows, p.w, v, threads);
+    dim3 block = plane_block(split.rows, p.w, v, threads);
+    while (block.x * block.y < 32) block.y *= 2;  // whole warps
     const unsigned blocks = grid_of(p.n * p.groups * chunks * p.group_in() * split.parts);
-    STYLEKERN_LAUNCH(kernel, blocks, block, block.x * block.y * taps * sizeof(A), stream, p, split, grad, input, mean,
-                     rstd, split.parts > 1 ? sums : grad_kernel);
+    STYLEKERN_LAUNCH(kernel, blocks, block, block.x * block.y / 32 * outputs * 16 * sizeof(A), stream, p, split, grad,
+                     input, mean, rstd, split.parts > 1 ? sums : grad_kernel);
     return cudaGetLastError();
   };
   const bool wide = p.w % kWide<T> == 0 && wide_rows(grad, p.grad) && wide_rows(input, p.input);
   const cudaError_t error = with_width<T>(wide, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    if (p.kh != 3 || p.kw != 3) return launch(adaconv_bwd_taps_kernel<T, 1, 1, 0>, 1, 1, 1);
-    return tap_outputs(p) > 1 ? launch(adaconv_bwd_taps_kernel<T, V, 4, 3>, V, 4, 9)
-                              : launch(adaconv_bwd_taps_kernel<T, V, 1, 3>, V, 1, 9);
+    if (p.kh != 3 || p.kw != 3) return launch(adaconv_bwd_taps_kernel<T, 1, 1, 0>, 1, 1);
+    const int outputs = tap_outputs(p);
+    return outputs == 4   ? launch(adaconv_bwd_taps_kernel<T, V, 4, 3>, V, 4)
+           : outputs == 2 ? launch(adaconv_bwd_taps_kernel<T, V, 2, 3>, V, 2)
+                          : launch(adaconv_bwd_taps_kernel<T, V, 1, 3>, V, 1);
   });
   if (error != cudaSuccess || split.parts == 1) return error;
   const auto kernel = adaconv_bwd_sum_kernel<A>;

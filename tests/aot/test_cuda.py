@@ -46,6 +46,7 @@ FAST = {
     "adaconv": {
         **{f"adaconv_fwd_kernel<{{}}, {outputs}, 3>": (1, 1) for outputs in (1, 2, 4, 8)},  # x; y
         "adaconv_bwd_taps_kernel<{}, 1, 3>": (3 + 1, 0),  # three rows of x, grad
+        "adaconv_bwd_taps_kernel<{}, 2, 3>": (3 + 2, 0),
         "adaconv_bwd_taps_kernel<{}, 4, 3>": (3 + 4, 0),
         "adaconv_bwd_bias_kernel<{}>": (1, 0),  # grad
         # of two rows, or more: x; y
