@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -63,6 +64,15 @@ def test_no_file_is_longer_than_400_lines():
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in {".py", ".cpp", ".h", ".cu", ".cuh"}:
                 assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_the_page_of_results_is_what_was_measured():
+    from benchmarks.table import page
+
+    found = list((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert found
+    for path in found:
+        assert page(json.loads(path.read_text())) in (ROOT / "docs" / "gpu.md").read_text(), path
 
 
 def test_every_operator_has_all_its_rooms():

@@ -76,7 +76,7 @@ FOUR_VALUES = r"style_kernel_conv_bwd_"
 REGISTERS = {
     r"style_kernel_conv_bwd_kernel<(?!float, 4)|adaconv_bwd_taps_kernel<\w+, \d, 4": 255,
     r"(adain|factorized_instance_norm)_\w+_kernel<(double|__\w+, 1)": 168,
-    r"(adain|factorized_instance_norm|part)_\w+_kernel": 80,
+    r"(adain|factorized_instance_norm|part)_\w+_kernel|wavelet_unpool_fwd_kernel<\w+, 8": 80,
     r"(instance_norm_\w+|adaconv_(bwd_bias|depthwise_fwd)|wavelet_\w+)_kernel<(?!double)": 64,
     "": 128,
 }
