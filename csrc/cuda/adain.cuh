@@ -111,11 +111,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     // the style's last tile on the way too, so that the sums hide what it takes
     if (grad_style) Tile<V, R, Dense>(p.style_h, p.style_w, style_range.last).load(ss, s.x, s.stride);
     GradSums<A> sums = zeros<A, 2>();
-    if (parts > 1) {
-      load_content({p.h, p.w, range.last});
-      sums = entry_of_part(sums_of_parts, plane, parts);
-    }
-    for (int k = 0; parts == 1 && k <= range.last; ++k) {
+    for (int k = parts > 1 ? range.last : 0; k <= range.last; ++k) {
       load_content({p.h, p.w, k});
 #pragma unroll
       for (int r = 0; r < R; ++r)
@@ -125,6 +121,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
           sums[0] += value, sums[1] += value * x.normalized(xs[r][e]);
         }
     }
+    if (parts > 1) sums = entry_of_part(sums_of_parts, plane, parts);  // the tile above only stays in registers
     sums = reduce_sums(sums, shared);
 
     if (grad_content) {

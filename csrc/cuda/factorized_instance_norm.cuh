@@ -38,20 +38,17 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     const auto load_style = [&](const Tile<V, R, Dense>& tile) {
       tile.load(gammas, gamma, p.gamma_style.row), tile.load(betas, beta, p.beta_style.row);
     };
-    // The last tile stays in registers, gamma and beta come while the statistics are reduced.
+    // The last tile stays in registers; gamma and beta come while the statistics are reduced.
     Moments<A> sum{};
-    if (parts > 1) {
-      const Tile<V, R, Dense> tile(p.h, p.w, range.last);
-      tile.load(xs, x, p.content.row), load_style(tile);
-      sum = merge_parts(entry_of_part(moments, plane, parts), p.h * p.w, shared);
-    }
-    for (int k = 0; parts == 1 && k <= range.last; ++k) {
+    for (int k = parts > 1 ? range.last : 0; k <= range.last; ++k) {
       const Tile<V, R, Dense> tile(p.h, p.w, k);
       tile.load(xs, x, p.content.row);
       if (k == range.last) load_style(tile);
+      if (parts > 1) break;
       const A count(values_of_tile<V, R>(p.h, p.w, k)), tile_mean = reduce_sums(tile.sum(xs, from), shared) / count;
       sum = merge(sum, {count, tile_mean, reduce_sums(tile.squares(xs, from + tile_mean), shared)});
     }
+    if (parts > 1) sum = merge_parts(entry_of_part(moments, plane, parts), p.h * p.w, shared);
     const Statistics<A> s = statistics_of(sum, from, p.h * p.w, p.correction, eps);
     if (part == 0 && threadIdx.x == 0) mean[plane] = s.mean, rstd[plane] = s.rstd;
     const A scale = factor * s.rstd;
@@ -96,11 +93,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     };
     // sum_g = sum(g * gamma_style), sum_gx = sum(g * gamma_style * x)
     GradSums<A> sums = zeros<A, 2>();
-    if (parts > 1) {
-      load_tile({p.h, p.w, range.last});
-      sums = entry_of_part(sums_of_parts, plane, parts);
-    }
-    for (int k = 0; parts == 1 && k <= range.last; ++k) {
+    for (int k = parts > 1 ? range.last : 0; k <= range.last; ++k) {
       load_tile({p.h, p.w, k});
 #pragma unroll
       for (int r = 0; r < R; ++r)
@@ -110,6 +103,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
           sums[0] += scaled, sums[1] += scaled * x.normalized(xs[r][e]);
         }
     }
+    if (parts > 1) sums = entry_of_part(sums_of_parts, plane, parts);  // the tile above only stays in registers
     sums = reduce_sums(sums, shared);
     if (part == 0 && threadIdx.x == 0) sum_g[plane] = sums[0], sum_gx[plane] = sums[1];
     if (!grad_content && !grad_gamma_style) continue;
