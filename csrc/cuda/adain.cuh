@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     Moments<A> content_sum{}, style_sum{};
     int held = range.last;  // the tile of the content that is in registers, once the statistics are there
     if (parts > 1) {
-      Tile<V, R, Dense>(p.h, p.w, held).load(xs, x, p.content.row);
+      Tile<V, R, Dense>(cut, p.w, held).load(xs, x, p.content.row);
       const Moments<A> x_part = entry_of_part(moments, plane, parts),
                        s_part = entry_of_part(moments, p.planes() + plane, parts);
       const Pair sums = reduce_sums(Pair{x_part.count * x_part.mean, s_part.count * s_part.mean}, shared);
@@ -55,9 +55,9 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
       held = cut.tiles > style_cut.tiles ? held : style_cut.tiles - 1;
     }
     for (int k = 0; parts == 1 && k <= held; ++k) {
-      const Tile<V, R, Dense> x_tile(p.h, p.w, k), s_tile(p.style_h, p.style_w, k);
+      const Tile<V, R, Dense> x_tile(cut, p.w, k), s_tile(style_cut, p.style_w, k);
       x_tile.load(xs, x, p.content.row), s_tile.load(ss, s, p.style.row);
-      const A x_count(values_of_tile<V, R>(p.h, p.w, k)), s_count(values_of_tile<V, R>(p.style_h, p.style_w, k));
+      const A x_count(x_tile.count()), s_count(s_tile.count());
       const Pair sums = reduce_sums(Pair{x_tile.sum(xs, x_from), s_tile.sum(ss, s_from)}, shared);
       // beyond the smaller plane's end its tile is empty
       const A x_mean = x_count > A(0) ? sums[0] / x_count : A(0), s_mean = s_count > A(0) ? sums[1] / s_count : A(0);
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     }
     const A scale = of_content.rstd / of_style.rstd;
     for (int k = range.last; k >= range.first; --k) {
-      const Tile<V, R, Dense> tile(p.h, p.w, k);
+      const Tile<V, R, Dense> tile(cut, p.w, k);
       if (k != held) tile.load(xs, x, p.content.row);
       tile.store(output + plane * p.h * p.w, [&](int r) {
         Vec<A, V> y;
@@ -109,10 +109,10 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
       tile.load(gs, g, p.grad.row), tile.load(xs, x.x, x.stride);
     };
     // the style's last tile on the way too, so that the sums hide what it takes
-    if (grad_style) Tile<V, R, Dense>(p.style_h, p.style_w, style_range.last).load(ss, s.x, s.stride);
+    if (grad_style) Tile<V, R, Dense>(style_cut, p.style_w, style_range.last).load(ss, s.x, s.stride);
     GradSums<A> sums = zeros<A, 2>();
     for (int k = parts > 1 ? range.last : 0; k <= range.last; ++k) {
-      load_content({p.h, p.w, k});
+      load_content({cut, p.w, k});
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
       const A scale = x.rstd / s.rstd, mean_grad = sums[0] / A(p.h * p.w),
               slope = sums[1] / variance_divisor<A>(p.h * p.w, p.correction);
       for (int k = range.last; k >= range.first; --k) {
-        const Tile<V, R, Dense> tile(p.h, p.w, k);
+        const Tile<V, R, Dense> tile(cut, p.w, k);
         if (k != range.last) load_content(tile);
         tile.store(grad_content + plane * p.h * p.w, [&](int r) {
           Vec<A, V> y;
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
       const A mean_grad = sums[0] / A(p.style_h * p.style_w),
               slope = sums[1] / variance_divisor<A>(p.style_h * p.style_w, p.correction);
       for (int k = style_range.last; k >= style_range.first; --k) {
-        const Tile<V, R, Dense> tile(p.style_h, p.style_w, k);
+        const Tile<V, R, Dense> tile(style_cut, p.style_w, k);
         if (k != style_range.last) tile.load(ss, s.x, s.stride);
         tile.store(grad_style + plane * p.style_h * p.style_w, [&](int r) {
           Vec<A, V> y;

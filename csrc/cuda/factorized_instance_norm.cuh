@@ -4,9 +4,10 @@
 //   factorized_instance_norm_bwd_kernel   A block a plane: sum_g and sum_gx, then the gradients of content and
 //                                         gamma_style, where one is asked for.
 //
-// A block holds up to 6,144 values of each tensor in registers: what fits is read once, and of larger planes the rest
-// once more. Where larger planes are few, several blocks share one, and part_moments_kernel or part_sums_kernel comes
-// first. V is 16 bytes of values, or 1 where a plane does not start on 16 bytes or has gaps between its rows.
+// A block holds up to 5,120 values of each tensor in registers, or 6,144 backward: what fits is read once, and of
+// larger planes the rest once more. Where larger planes are few, several blocks share one, and part_moments_kernel or
+// part_sums_kernel comes first. V is 16 bytes of values, or 1 where a plane does not start on 16 bytes or has gaps
+// between its rows.
 //
 // Fewest bytes, values a value of the content: forward reads content, gamma_style and beta_style, writes y: 4. Backward
 // reads g, content and gamma_style, writes two gradients: 5.
@@ -16,8 +17,11 @@
 
 namespace stylekern::cuda {
 
+// Threads of a forward's block, at most: its output needs a few registers more than the gradients do.
+inline constexpr int kFactorizedForwardThreads = 320;
+
 template <class T, int V, bool Dense>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
+__global__ void __launch_bounds__(kFactorizedForwardThreads, kTileBlocks<T, V>)
     factorized_instance_norm_fwd_kernel(FactorizedInstanceNorm p, const T* __restrict__ content,
                                         const T* __restrict__ gamma_ind, const T* __restrict__ beta_ind,
                                         const T* __restrict__ gamma_style, const T* __restrict__ beta_style,
@@ -41,11 +45,11 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     // The last tile stays in registers; gamma and beta come while the statistics are reduced.
     Moments<A> sum{};
     for (int k = parts > 1 ? range.last : 0; k <= range.last; ++k) {
-      const Tile<V, R, Dense> tile(p.h, p.w, k);
+      const Tile<V, R, Dense> tile(cut, p.w, k);
       tile.load(xs, x, p.content.row);
       if (k == range.last) load_style(tile);
       if (parts > 1) break;
-      const A count(values_of_tile<V, R>(p.h, p.w, k)), tile_mean = reduce_sums(tile.sum(xs, from), shared) / count;
+      const A count(tile.count()), tile_mean = reduce_sums(tile.sum(xs, from), shared) / count;
       sum = merge(sum, {count, tile_mean, reduce_sums(tile.squares(xs, from + tile_mean), shared)});
     }
     if (parts > 1) sum = merge_parts(entry_of_part(moments, plane, parts), p.h * p.w, shared);
@@ -53,7 +57,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     if (part == 0 && threadIdx.x == 0) mean[plane] = s.mean, rstd[plane] = s.rstd;
     const A scale = factor * s.rstd;
     for (int k = range.last; k >= range.first; --k) {
-      const Tile<V, R, Dense> tile(p.h, p.w, k);
+      const Tile<V, R, Dense> tile(cut, p.w, k);
       if (k != range.last) tile.load(xs, x, p.content.row), load_style(tile);
       tile.store(output + plane * p.h * p.w, [&](int r) {
         Vec<A, V> y;
@@ -94,7 +98,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     // sum_g = sum(g * gamma_style), sum_gx = sum(g * gamma_style * x)
     GradSums<A> sums = zeros<A, 2>();
     for (int k = parts > 1 ? range.last : 0; k <= range.last; ++k) {
-      load_tile({p.h, p.w, k});
+      load_tile({cut, p.w, k});
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
@@ -112,7 +116,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
             slope = sums[1] / variance_divisor<A>(p.h * p.w, p.correction);
     const int64_t start = plane * p.h * p.w;
     for (int k = range.last; k >= range.first; --k) {
-      const Tile<V, R, Dense> tile(p.h, p.w, k);
+      const Tile<V, R, Dense> tile(cut, p.w, k);
       if (k != range.last) load_tile(tile);
       if (grad_content) {
         // grad_content = rstd * gamma_ind * (g * gamma_style - sum_g / n - x * sum_gx / (n - correction))
@@ -163,7 +167,8 @@ cudaError_t factorized_instance_norm_forward(FactorizedInstanceNorm p, const T* 
     constexpr int V = decltype(width)::value;
     constexpr bool Dense = decltype(dense)::value;
     const int parts = plane_parts(p.planes(), p.h, p.w, V, kHeld<T, V, Dense>);
-    const unsigned threads = parts > 1 ? kPartThreads : tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kTileThreads);
+    const unsigned threads =
+        parts > 1 ? kPartThreads : tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kFactorizedForwardThreads);
     const unsigned blocks = grid_of(p.planes() * parts);
     const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts);
     const size_t shared = threads / 32 * sizeof(A);

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
   for (int64_t plane = blockIdx.x; plane < p.n * p.c; plane += gridDim.x) {
     const T* x = input + plane / p.c * p.x.n + plane % p.c * p.x.p;
     const A from = to_acc(x[0]);
-    const Moments<A> sum = moments_of<V, R, Dense>(x, p.x.row, p.h, p.w, all, from, shared);
+    const Moments<A> sum = moments_of<V, R, Dense>(x, p.x.row, cut, p.w, all, from, shared);
     const Statistics<A> s = statistics_of(sum, from, p.h * p.w, correction, eps);
     if (threadIdx.x == 0) mean[plane] = s.mean, rstd[plane] = s.rstd;
   }
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kPartThreads, 3)
     const auto [plane, part] = Part(block, parts);
     const T* x = input + plane / p.c * p.x.n + plane % p.c * p.x.p;
     const TileRange range(cut, part);
-    const Moments<A> sum = moments_of<V, R, Dense>(x, p.x.row, p.h, p.w, range, to_acc(x[0]), shared);
+    const Moments<A> sum = moments_of<V, R, Dense>(x, p.x.row, cut, p.w, range, to_acc(x[0]), shared);
     if (threadIdx.x == 0) moments[block] = sum;
   }
 }
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kPartThreads, 3)
     const TileRange range(cut, part);
     GradSums<A> sums = zeros<A, 2>();
     for (int k = range.first; k <= range.last; ++k) {
-      const Tile<V, R, Dense> tile(p.h, p.w, k);
+      const Tile<V, R, Dense> tile(cut, p.w, k);
       Vec<T, V> gs[R], xs[R], fs[R];
       tile.load(gs, g, grad_strides.row), tile.load(xs, x.x, x.stride);
       if (factor) tile.load(fs, factor + n * factor_strides.n + c * factor_strides.p, factor_strides.row);
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
     };
     GradSums<A> sums = zeros<A, 2>();
     for (int k = 0; k <= last; ++k) {
-      load_tile({p.h, p.w, k});
+      load_tile({cut, p.w, k});
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
     const A mean_grad = sums[0] / A(p.h * p.w), slope = sums[1] / variance_divisor<A>(p.h * p.w, correction);
     // grad_input = rstd * (grad_x - sum(grad_x) / n - x * sum(grad_x * x) / (n - correction))
     for (int k = last; k >= 0; --k) {
-      const Tile<V, R, Dense> tile(p.h, p.w, k);
+      const Tile<V, R, Dense> tile(cut, p.w, k);
       if (k != last) load_tile(tile);
       tile.store(grad_input + start, [&](int r) {
         Vec<A, V> y;

@@ -62,20 +62,36 @@ STYLEKERN_DEVICE Vec<A, 2> reduce_sums(const Vec<A, 2>& sums, Vec<A, 2>* shared)
 template <class T, int V, bool Dense>
 inline constexpr int kHeld = !Dense ? 4 : (sizeof(T) > 4 ? 8 : 16) / V;
 
+// How a plane is cut into tiles, and those into parts: `each` a part, where there are as many.
+struct Cut {
+  int tiles, each;
+  int last;  // vectors of the last tile
+
+  Cut(int64_t h, int64_t w, int v, int r, unsigned threads, int parts) {
+    const int64_t size = int64_t(r) * threads, vectors = h * (w / v);
+    tiles = int((vectors + size - 1) / size), each = (tiles + parts - 1) / parts;
+    last = int(vectors - (tiles - 1) * size);
+  }
+};
+
 // A piece of a plane that a block holds in registers. Of the warp's 32 * R neighbouring vectors each thread has vector
 // `first` of the plane, and R - 1 more at distances of 32, which are known at compile time. Most planes are one tile.
 // `Dense`: all tensors' rows follow each other without a gap, and h is 1.
 template <int V, int R, bool Dense>
 struct Tile {
   int64_t w, first;
-  int left;  // vectors from `first` to the end of the plane, or a few more than are the thread's
+  int vectors;  // of the tile; none beyond the plane's end
+  int left;     // of those, from the thread's first one on
 
-  STYLEKERN_DEVICE Tile(int64_t h, int64_t w, int tile) : w(w) {
-    first = int64_t(tile) * R * blockDim.x + threadIdx.x / 32 * 32 * R + threadIdx.x % 32;
-    const int64_t rest = h * (w / V) - first;
-    left = rest < 0 ? 0 : int(rest < 32 * R ? rest : 32 * R);
+  STYLEKERN_DEVICE Tile(const Cut& cut, int64_t w, int tile) : w(w) {
+    const int size = R * int(blockDim.x);
+    const int own = int(threadIdx.x) / 32 * 32 * R + int(threadIdx.x) % 32;
+    first = int64_t(tile) * size + own;
+    vectors = tile < cut.tiles - 1 ? size : tile < cut.tiles ? cut.last : 0;
+    left = vectors - own;
   }
   STYLEKERN_DEVICE bool has(int k) const { return 32 * k < left; }
+  STYLEKERN_DEVICE int count() const { return vectors * V; }
 
   // This thread's vectors of a tensor's plane; zeros where the plane has ended.
   template <class T>
@@ -85,14 +101,14 @@ struct Tile {
 #pragma unroll
       for (int k = 0; k < R; ++k) x[k] = has(k) ? cuda::load<V>(start + 32 * V * k) : Vec<T, V>{};
     } else {
-      const int64_t vectors = w / V, step_j = 32 % vectors, step = 32 / vectors * row + step_j * V;
-      int64_t j = first % vectors;
-      const T* at = plane + first / vectors * row + j * V;
+      const int64_t columns = w / V, step_j = 32 % columns, step = 32 / columns * row + step_j * V;
+      int64_t j = first % columns;
+      const T* at = plane + first / columns * row + j * V;
 #pragma unroll
       for (int k = 0; k < R; ++k) {
         x[k] = has(k) ? cuda::load<V>(at) : Vec<T, V>{};
         j += step_j, at += step;
-        if (j >= vectors) j -= vectors, at += row - w;
+        if (j >= columns) j -= columns, at += row - w;
       }
     }
   }
@@ -129,16 +145,6 @@ struct Tile {
   }
 };
 
-// How a plane is cut into tiles, and those into parts: `each` a part, where there are as many.
-struct Cut {
-  int tiles, each;
-
-  Cut(int64_t h, int64_t w, int v, int r, unsigned threads, int parts) {
-    const int64_t size = int64_t(r) * threads;
-    tiles = int((h * (w / v) + size - 1) / size), each = (tiles + parts - 1) / parts;
-  }
-};
-
 // The tiles of a part; there may be none, and `last` is one of the plane all the same.
 struct TileRange {
   int first, last;
@@ -159,13 +165,6 @@ struct Part {
     part = parts > 1 ? int(block - plane * parts) : 0;
   }
 };
-
-// Values of a plane in a tile; none beyond its end.
-template <int V, int R>
-STYLEKERN_DEVICE int values_of_tile(int64_t h, int64_t w, int tile) {
-  const int64_t size = int64_t(R) * V * blockDim.x, rest = h * w - tile * size;
-  return rest < 0 ? 0 : int(rest < size ? rest : size);
-}
 
 // Calls f with the width of an access, as with_width, and whether the planes are dense. Rows with gaps between them are
 // rare enough to be read value by value.
@@ -195,15 +194,15 @@ inline int64_t most_parts(int64_t planes, int64_t values) { return plane_parts(p
 
 // Of some tiles of a plane: means are taken `from` a value of the plane, so that a large mean costs no digits.
 template <int V, int R, bool Dense, class T>
-STYLEKERN_DEVICE Moments<Acc<T>> moments_of(const T* x, int64_t row, int64_t h, int64_t w, const TileRange& range,
+STYLEKERN_DEVICE Moments<Acc<T>> moments_of(const T* x, int64_t row, const Cut& cut, int64_t w, const TileRange& range,
                                             Acc<T> from, Acc<T>* shared) {
   using A = Acc<T>;
   Moments<A> sum{};
   for (int k = range.first; k <= range.last; ++k) {
-    const Tile<V, R, Dense> tile(h, w, k);
+    const Tile<V, R, Dense> tile(cut, w, k);
     Vec<T, V> values[R];
     tile.load(values, x, row);
-    const A count(values_of_tile<V, R>(h, w, k)), mean = reduce_sums(tile.sum(values, from), shared) / count;
+    const A count(tile.count()), mean = reduce_sums(tile.sum(values, from), shared) / count;
     sum = merge(sum, {count, mean, reduce_sums(tile.squares(values, from + mean), shared)});
   }
   return sum;
