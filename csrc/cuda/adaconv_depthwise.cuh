@@ -55,9 +55,10 @@ struct Strip {
   STYLEKERN_DEVICE bool has(int r) const { return i + r < h; }
 
   STYLEKERN_DEVICE void load_rows(Vec<T, V> (&raw)[R], const T* x, int64_t stride) const {
+    x += i * stride + j;
 #pragma unroll
-    for (int r = 0; r < R; ++r)
-      if (has(r)) raw[r] = load<V>(x + (i + r) * stride + j);
+    for (int r = 0; r < R; ++r, x += stride)
+      if (has(r)) raw[r] = load<V>(x);
   }
 
   // To shared memory, and to the accumulation type; rows that are not there are zeros.
