@@ -121,7 +121,6 @@ __global__ void __launch_bounds__(kDepthwiseGradThreads, 1) adaconv_depthwise_bw
   A taps[9];
 #pragma unroll
   for (int tap = 0; tap < 9; ++tap) taps[tap] = p.kernel[int64_t(plane) * 9 + tap];
-  const A rstd = p.rstd ? p.rstd[plane] : A(1);
   const SharedPlane<T> g{tiles, p.h, p.w, A(0)};
   const SharedPlane<T> x{tiles + tile, p.h, p.w, p.mean ? p.mean[plane] : A(0)};
   Vec<A, V> gs[R], xs[R], grad_x[R];
@@ -163,6 +162,7 @@ __global__ void __launch_bounds__(kDepthwiseGradThreads, 1) adaconv_depthwise_bw
         }
     }
   }
+  const A rstd = p.rstd ? p.rstd[plane] : A(1);  // here, because before it registers are few
   const A of_warp = sum_warp<16>(sum, threadIdx.x);
   if (threadIdx.x % 2 == 0) sums[threadIdx.x / 2] = of_warp;
   __syncthreads();
