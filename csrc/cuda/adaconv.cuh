@@ -16,45 +16,9 @@
 // small. With C/G input channels a group a value takes kh * kw * C/G multiplications.
 #pragma once
 #include "adaconv_depthwise.cuh"
+#include "adaconv_direct.cuh"
 
 namespace stylekern::cuda {
-
-// y[o,i,j] = bias[o] + sum over m, a, b of kernel[o,m,a,b] * x[m, pad(i + a - top), pad(j + b - left)] within a group,
-// summed over the positions (i', j') of the padded y that `fold` maps to (i, j).
-struct Correlation {
-  int64_t n, groups, in, out;  // samples, groups, channels of a group
-  int64_t h, w;
-  int kh, kw, top, left;
-  Padding padding, fold;
-  PlaneStrides x;
-  int64_t stride_out, stride_in;  // of the kernel, from channel to channel
-  bool turned;                    // the kernel's taps run from the last to the first
-
-  STYLEKERN_HD int taps() const { return kh * kw; }
-  STYLEKERN_HD int64_t kernel_offset(int64_t ng, int64_t o, int64_t m, int tap) const {
-    return ng * in * out * taps() + o * stride_out + m * stride_in + (turned ? taps() - 1 - tap : tap);
-  }
-};
-
-// What a correlation reads and writes. Null: not given. One of y and y_acc is not null.
-template <class T>
-struct CorrelationData {
-  const T* x;
-  const Acc<T>*mean, *rstd;  // [N, C]
-  const Acc<T>*kernel, *bias;
-  T* y;
-  Acc<T>* y_acc;
-
-  template <int V>
-  STYLEKERN_DEVICE void write(int64_t offset, const Vec<Acc<T>, V>& value) const {
-    if (y_acc)
-      store_global(y_acc + offset, value);
-    else
-      store_as(y + offset, value);
-  }
-};
-
-inline constexpr int kAdaConvThreads = 256;
 
 // Rows of a thread: as many as leave registers for 8 output channels.
 template <class A, int V>
@@ -216,80 +180,6 @@ __global__ void __launch_bounds__(kAdaConvThreads, OC > 2 ? 2 : 3)
   }
 }
 
-// Rows or columns of [0, size), as two ranges: [first[0], last[0]) and, behind it, [first[1], last[1]).
-struct Range {
-  int64_t first[2], last[2];
-
-  STYLEKERN_HD int64_t count() const { return last[0] - first[0] + last[1] - first[1]; }
-  STYLEKERN_HD int64_t nth(int64_t k) const {
-    const int64_t in_first = last[0] - first[0];
-    return k < in_first ? first[0] + k : first[1] + k - in_first;
-  }
-  STYLEKERN_HD int64_t nth_outside(int64_t k) const {
-    if (k < first[0]) return k;
-    k += last[0] - first[0];
-    return k < first[1] ? k : k + last[1] - first[1];
-  }
-};
-
-inline Range whole(int64_t size) { return {{0, size}, {size, size}}; }
-
-// The positions that the border rule maps something else to than themselves, or a few more.
-inline Range mirrored(int64_t size, int before, int after, Padding padding) {
-  if (padding == Padding::kReplicate)
-    return {{0, after > 0 && size > 1 ? size - 1 : size}, {size > 1 && before == 0 ? 0 : 1, size}};
-  if (padding != Padding::kReflect || before + after == 0) return {{size, size}, {size, size}};
-  const int64_t low = size - 1 - after, high = before + 1;  // [1, high) mirror the front, [low, size - 1) the back
-  return low > high ? Range{{1, low}, {high, size - 1}} : whole(size);
-}
-
-// The positions in `rows`, and of the other rows those in `columns`.
-template <class T>
-__global__ void __launch_bounds__(kAdaConvThreads, 2)
-    adaconv_direct_kernel(Correlation p, Range rows, Range columns, CorrelationData<T> d) {
-  using A = Acc<T>;
-  const int64_t in_rows = rows.count() * p.w, positions = in_rows + (p.h - rows.count()) * columns.count();
-  const int64_t total = p.n * p.groups * p.out * positions, step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; k < total; k += step) {
-    const int64_t channel = k / positions, position = k % positions, ng = channel / p.out;
-    int64_t i, j;
-    if (position < in_rows) {
-      i = rows.nth(position / p.w), j = position % p.w;
-    } else {
-      i = rows.nth_outside((position - in_rows) / columns.count());
-      j = columns.nth((position - in_rows) % columns.count());
-    }
-    A sum = d.bias ? d.bias[channel] : A(0);
-    for (int64_t m = 0; m < p.in; ++m) {
-      const Plane<T> x =
-          normalized_plane(d.x, p.x, p.groups * p.in, ng / p.groups, ng % p.groups * p.in + m, d.mean, d.rstd);
-      for_each_source(i, p.h, p.kh / 2, (p.kh - 1) / 2, p.fold, [&](int64_t qi) {
-        for_each_source(j, p.w, p.kw / 2, (p.kw - 1) / 2, p.fold, [&](int64_t qj) {
-          for (int a = 0; a < p.kh; ++a) {
-            const int64_t row = border_index(qi + a - p.top, p.h, p.padding);
-            for (int b = 0; b < p.kw && row >= 0; ++b)
-              sum += d.kernel[p.kernel_offset(ng, channel % p.out, m, a * p.kw + b)] *
-                     x.at(row, border_index(qj + b - p.left, p.w, p.padding));
-          }
-        });
-      });
-    }
-    d.write((channel * p.h + i) * p.w + j, Vec<A, 1>{sum});
-  }
-}
-
-template <class T>
-cudaError_t correlate_directly(const Correlation& p, const Range& rows, const Range& columns,
-                               const CorrelationData<T>& d, cudaStream_t stream) {
-  const int64_t positions = rows.count() * p.w + (p.h - rows.count()) * columns.count();
-  const int64_t values = p.n * p.groups * p.out * positions;
-  if (values == 0) return cudaSuccess;
-  const auto kernel = adaconv_direct_kernel<T>;
-  STYLEKERN_LAUNCH(kernel, grid_of((values + kAdaConvThreads - 1) / kAdaConvThreads), kAdaConvThreads, 0, stream, p,
-                   rows, columns, d);
-  return cudaGetLastError();
-}
-
 template <class T, int V, int OC, int K>
 cudaError_t correlate_in_tiles(const Correlation& p, const CorrelationData<T>& d, cudaStream_t stream) {
   using A = Acc<T>;
@@ -318,10 +208,10 @@ cudaError_t correlate_in_tiles(const Correlation& p, const CorrelationData<T>& d
                      stream, p, tiling, stage, d);
     const cudaError_t error = cudaGetLastError();
     if (error != cudaSuccess || p.fold == Padding::kZeros) return error;
-    return correlate_directly(p, mirrored(p.h, p.kh / 2, (p.kh - 1) / 2, p.fold),
-                              mirrored(p.w, p.kw / 2, (p.kw - 1) / 2, p.fold), d, stream);
+    return correlate_directly<T, K>(p, mirrored(p.h, p.kh / 2, (p.kh - 1) / 2, p.fold),
+                                    mirrored(p.w, p.kw / 2, (p.kw - 1) / 2, p.fold), d, stream);
   }
-  return correlate_directly(p, whole(p.h), whole(p.w), d, stream);
+  return correlate_directly<T, K>(p, whole(p.h), whole(p.w), d, stream);
 }
 
 template <class T>

@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
   for (int64_t plane = blockIdx.x; plane < p.n * p.c; plane += gridDim.x) {
     const T* g = grad + plane / p.c * p.x.n + plane % p.c * p.x.p;
     A sum = 0;
-    for_each_vector<V, 4>(p.h, p.w, [&](int64_t i, int64_t j) {
+    for_each_vector<V, 2>(p.h, p.w, [&](int64_t i, int64_t j) {
       const Vec<A, V> values = to_acc(load<V>(g + i * p.x.row + j));
 #pragma unroll
       for (int e = 0; e < V; ++e) sum += values[e];

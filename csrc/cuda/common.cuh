@@ -194,13 +194,12 @@ inline Tiling make_tiling(int64_t planes, int64_t h, int64_t w, int v, int max_x
   t.planes = planes;
   const int64_t vectors = ceil_div(w, v);
   t.halo_x = vectors <= max_x ? 0 : int(ceil_div(halo_columns, v));
-  t.threads_x = int(vectors <= max_x ? (vectors > 0 ? vectors : 1) : max_x);
+  t.tiles_x = ceil_div(vectors, vectors <= max_x ? max_x : max_x - 2 * t.halo_x);
+  t.threads_x = vectors > 0 ? int(ceil_div(vectors, t.tiles_x)) + 2 * t.halo_x : 1;
   const int max_y = max_threads / t.threads_x;
   t.halo_y = h <= max_y ? 0 : halo_rows;
-  t.threads_y = int(h <= max_y ? (h > 0 ? h : 1) : max_y);
-  t.tiles_x = ceil_div(vectors, t.threads_x - 2 * t.halo_x);
-  t.tiles_y = ceil_div(h, t.threads_y - 2 * t.halo_y);
-  if (t.halo_y > 0) t.threads_y = int(ceil_div(h, t.tiles_y)) + 2 * t.halo_y;
+  t.tiles_y = ceil_div(h, h <= max_y ? max_y : max_y - 2 * t.halo_y);
+  t.threads_y = h > 0 ? (t.halo_y > 0 ? int(ceil_div(h, t.tiles_y)) + 2 * t.halo_y : int(h <= max_y ? h : max_y)) : 1;
   t.by_y = Divisor(t.tiles_y), t.by_x = Divisor(t.tiles_x);
   return t;
 }

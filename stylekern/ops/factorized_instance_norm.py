@@ -136,10 +136,14 @@ def _backward(
         gradients[0] = grad_content if need_content else None
         gradients[3] = grad_gamma_style if need_gamma_style else None
         # gamma_ind and beta_ind are one for the whole batch: sums a sample and channel, over the samples
-        gradients[1] = sum_gx.sum(0).to(grad.dtype) if need_gamma_ind else None
-        gradients[2] = sum_g.sum(0).to(grad.dtype) if need_beta_ind else None
+        gradients[1] = _over_samples(sum_gx).to(grad.dtype) if need_gamma_ind else None
+        gradients[2] = _over_samples(sum_g).to(grad.dtype) if need_beta_ind else None
     gradients[4] = grad if need_beta_style else None
     return tuple(gradients)
+
+
+def _over_samples(sums: Tensor) -> Tensor:  # [C] of [N, C]; of one sample without another launch
+    return sums[0] if len(sums) == 1 else sums.sum(0)
 
 
 OPERATOR = Operator(
