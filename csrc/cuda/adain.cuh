@@ -207,11 +207,11 @@ cudaError_t adain_forward(const Adain& problem, const T* content, const T* style
         style_cut(p.style_h, p.style_w, V, kHeld<T, V, Dense>, threads, parts);
     Moments<A>* const moments = reinterpret_cast<Moments<A>*>(workspace);
     if (parts > 1) {
-      const CutPlanes<T> of_content{{p.n, p.c, p.h, p.w, p.content}, cut, content};
-      const CutPlanes<T> of_style{{p.n, p.c, p.style_h, p.style_w, p.style}, style_cut, style};
+      const Planes planes{p.n, p.c, p.h, p.w, p.content}, style_planes{p.n, p.c, p.style_h, p.style_w, p.style};
       const auto kernel = part_moments_kernel<T, V, Dense>;
-      STYLEKERN_LAUNCH(kernel, grid_of(2 * p.planes() * parts), threads, threads / 32 * sizeof(A), stream, of_content,
-                       of_style, parts, moments);
+      STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(A), stream, planes, parts, cut, content, moments);
+      STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(A), stream, style_planes, parts, style_cut, style,
+                       moments + p.planes() * parts);
     }
     const auto kernel = adain_fwd_kernel<T, V, Dense>;
     STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(Vec<A, 2>), stream, p, content, style, output,

@@ -175,8 +175,8 @@ cudaError_t factorized_instance_norm_forward(FactorizedInstanceNorm p, const T* 
     Moments<A>* const moments = reinterpret_cast<Moments<A>*>(workspace);
     if (parts > 1) {
       const auto kernel = part_moments_kernel<T, V, Dense>;
-      const CutPlanes<T> of_content{{p.n, p.c, p.h, p.w, p.content}, cut, content};
-      STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, of_content, CutPlanes<T>{}, parts, moments);
+      STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, Planes{p.n, p.c, p.h, p.w, p.content}, parts, cut,
+                       content, moments);
     }
     const auto kernel = factorized_instance_norm_fwd_kernel<T, V, Dense>;
     STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, p, content, gamma_ind, beta_ind, gamma_style, beta_style,

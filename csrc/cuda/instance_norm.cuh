@@ -68,28 +68,19 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
   }
 }
 
-// A tensor whose planes are cut.
-template <class T>
-struct CutPlanes {
-  Planes p;
-  Cut cut;
-  const T* input;
-};
-
-// Moments of parts of planes, [planes, parts], of a tensor and behind them those of another, which may have no planes.
+// Moments of parts of planes, [planes, parts].
 template <class T, int V, bool Dense>
 __global__ void __launch_bounds__(kPartThreads, 3)
-    part_moments_kernel(CutPlanes<T> first, CutPlanes<T> second, int parts, Moments<Acc<T>>* __restrict__ moments) {
+    part_moments_kernel(Planes p, int parts, Cut cut, const T* __restrict__ input,
+                        Moments<Acc<T>>* __restrict__ moments) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
   STYLEKERN_SHARED(A, shared);
-  const int64_t of_first = first.p.n * first.p.c * parts, of_second = second.p.n * second.p.c * parts;
-  for (int64_t block = blockIdx.x; block < of_first + of_second; block += gridDim.x) {
-    const CutPlanes<T>& of = block < of_first ? first : second;
-    const auto [plane, part] = Part(block < of_first ? block : block - of_first, parts);
-    const T* x = of.input + plane / of.p.c * of.p.x.n + plane % of.p.c * of.p.x.p;
-    const TileRange range(of.cut, part);
-    const Moments<A> sum = moments_of<V, R, Dense>(x, of.p.x.row, of.cut, of.p.w, range, to_acc(x[0]), shared);
+  for (int64_t block = blockIdx.x; block < p.n * p.c * parts; block += gridDim.x) {
+    const auto [plane, part] = Part(block, parts);
+    const T* x = input + plane / p.c * p.x.n + plane % p.c * p.x.p;
+    const TileRange range(cut, part);
+    const Moments<A> sum = moments_of<V, R, Dense>(x, p.x.row, cut, p.w, range, to_acc(x[0]), shared);
     if (threadIdx.x == 0) moments[block] = sum;
   }
 }

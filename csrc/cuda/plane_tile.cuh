@@ -64,10 +64,9 @@ inline constexpr int kHeld = !Dense ? 4 : (sizeof(T) > 4 ? 8 : 16) / V;
 
 // How a plane is cut into tiles, and those into parts: `each` a part, where there are as many.
 struct Cut {
-  int tiles = 0, each = 0;
-  int last = 0;  // vectors of the last tile
+  int tiles, each;
+  int last;  // vectors of the last tile
 
-  Cut() = default;
   Cut(int64_t h, int64_t w, int v, int r, unsigned threads, int parts) {
     const int64_t size = int64_t(r) * threads, vectors = h * (w / v);
     tiles = int((vectors + size - 1) / size), each = (tiles + parts - 1) / parts;
