@@ -13,7 +13,7 @@ from torch import Tensor
 import stylekern
 from stylekern.models import SAFIN, AdaConv, AdaIN, SANet, StyleKernel, StyleTransfer
 
-from .kit import DEVICE, interleaved, synchronize
+from .kit import DEVICE, interleaved, synchronize, three_digits
 
 NETWORKS: dict[str, Callable[[], StyleTransfer]] = {
     "AdaIN": AdaIN,
@@ -52,7 +52,7 @@ def test_network(benchmark: Any, table: list[dict[str, str]], name: str, size: i
     row = {
         "network": name,
         "shape": f"{size}x{size}",
-        "ms": f"{seconds['ours'] * 1e3:.3g}",
+        "ms": three_digits(1e3 * seconds["ours"]),
         "x plain torch": f"{seconds['plain'] / seconds['ours']:.2f}",
         "encoder and decoder alone": f"{seconds['encoder and decoder'] / seconds['ours']:.0%}",
         "largest difference": f"{difference:.0e}",

@@ -87,6 +87,11 @@ def forward_backward(function: Callable[..., Any], tensors: list[Tensor], upstre
     return lambda: torch.autograd.grad(outputs(function(*leaves)), leaves, upstream, allow_unused=True)
 
 
+def three_digits(x: float) -> str:
+    """Of numbers from 1000 on, all before the point."""
+    return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
+
+
 def outputs(result: Any) -> tuple[Tensor, ...]:
     """What a function returned, one tensor or several."""
     return (result,) if isinstance(result, Tensor) else tuple(result)
@@ -148,7 +153,7 @@ def compare(
         "shape": shape,
         "dtype": str(dtype).removeprefix("torch."),
         "pass": "fwd+bwd" if backward else "fwd",
-        "us": f"{1e6 * seconds['ours']:.3g}",
+        "us": three_digits(1e6 * seconds["ours"]),
         "GB/s": f"{size / seconds['ours'] / 1e9:.1f}",
         "of a copy": f"{seconds['copy'] / seconds['ours']:.2f}",
         **against,

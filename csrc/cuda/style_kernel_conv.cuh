@@ -96,7 +96,7 @@ STYLEKERN_DEVICE void correlate(Vec<A, V>& y, int taps, int64_t j, const Vec<A, 
 inline constexpr int kForwardThreads = 256;
 
 template <class T, int V, int K>
-__global__ void __launch_bounds__(kForwardThreads, 3)
+__global__ void __launch_bounds__(kForwardThreads, V > 4 ? 2 : 3)
     style_kernel_conv_fwd_kernel(StyleKernelConv p, Tiling tiling, Channels by, const T* input, const T* vertical,
                                  const T* horizontal, const T* bias, const Acc<T>* mean, const Acc<T>* rstd,
                                  T* output) {

@@ -153,7 +153,7 @@ SANITIZED = [
     Case(n=1),
     Case(n=1, w=13, shift=1, row_gap=1),
     *(Case(n=1, h=20, w=w, dtype=dtype, shift=w % 2) for dtype in DTYPES for w in (136, 13)),
-    Case(n=1, c=1, h=45, w=67, row_gap=1),
+    Case(n=1, h=45, w=67, row_gap=1),
     Case(n=1, c=1, h=77, w=83),
     Case(n=1, h=3, w=1, correction=0),
     *off_the_16_bytes(Case(n=1), "content", "gamma_style", "beta_style", "grad"),
