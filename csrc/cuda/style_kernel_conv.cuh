@@ -94,9 +94,17 @@ STYLEKERN_DEVICE void correlate(Vec<A, V>& y, int taps, int64_t j, const Vec<A, 
 }
 
 inline constexpr int kForwardThreads = 256;
+// A multiprocessor, at least, of the sequential kernel. For sm_100 eight values a thread would not fit into 80 registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+template <int V>
+inline constexpr int kForwardBlocks = V > 4 ? 2 : 3;
+#else
+template <int V>
+inline constexpr int kForwardBlocks = 3;
+#endif
 
 template <class T, int V, int K>
-__global__ void __launch_bounds__(kForwardThreads, V > 4 ? 2 : 3)
+__global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<V>)
     style_kernel_conv_fwd_kernel(StyleKernelConv p, Tiling tiling, Channels by, const T* input, const T* vertical,
                                  const T* horizontal, const T* bias, const Acc<T>* mean, const Acc<T>* rstd,
                                  T* output) {

@@ -37,7 +37,7 @@ STYLEKERN_DEVICE void haar_pool(A a, A b, A c, A d, A& ll, A& lh, A& hl, A& hh) 
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kWaveletThreads, V > 1 ? 4 : 3)
+__global__ void __launch_bounds__(kWaveletThreads, V == 1 && sizeof(T) == 2 ? 3 : 4)
     wavelet_pool_fwd_kernel(WaveletPool p, Tiling tiling, Divisor channels, const T* __restrict__ picture,
                             BandPointers<T> bands) {
   using A = Acc<T>;

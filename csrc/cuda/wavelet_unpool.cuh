@@ -12,7 +12,7 @@
 namespace stylekern::cuda {
 
 template <class T, int V>
-__global__ void __launch_bounds__(kWaveletThreads, V == 1 || V > 4 ? 3 : 4)
+__global__ void __launch_bounds__(kWaveletThreads, V > 4 ? 3 : 4)
     wavelet_unpool_fwd_kernel(WaveletPool p, Tiling tiling, Divisor channels, BandPointers<const T> bands,
                               T* __restrict__ picture) {
   using A = Acc<T>;
