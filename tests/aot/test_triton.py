@@ -125,7 +125,7 @@ STREAMS = {
     (("cgm", "cgm-surrogate"), "_cgm_attention_fwd_kernel"): (4, 3),
     (("cgm-bf16", "cgm-surrogate-fp16", "cgm-fp64"), "_cgm_attention_fwd_kernel"): (4, 1),
     (("cgm", "cgm-surrogate"), "_cgm_attention_bwd_kernel"): (10, 6),
-    (("cgm-bf16", "cgm-surrogate-fp16", "cgm-fp64"), "_cgm_attention_bwd_kernel"): (10, 2),
+    (("cgm-bf16", "cgm-surrogate-fp16", "cgm-fp64"), "_cgm_attention_bwd_kernel"): (9, 2),
     # three rows of the pixel's own column; of several channels, the rows are in a loop
     (("adaconv-g1", "adaconv-g1-bf16"), "_adaconv_fwd_kernel"): (3, 1),
     (("adaconv-g8",), "_adaconv_fwd_kernel"): (1, 8),
