@@ -23,7 +23,7 @@ def page(data: dict[str, Any]) -> str:
     """All results: where they were measured, and a table an operator."""
     machine, gpu = data["machine_info"], data.get("gpu")
     where = f"{gpu['name']} (driver {gpu['driver']})" if gpu else machine["cpu"]["brand_raw"]
-    parts = [f"{where}, torch {machine['torch']}, Python {machine['python_version']}, commit {data['commit'][:7]}."]
+    parts = [f"{where}, torch {machine['torch']}, Python {machine['python_version']}, commit {data['commit']}."]
     rows = [benchmark["extra_info"]["row"] for benchmark in data["benchmarks"]]
     for name, some in groupby(rows, lambda row: row.get("operator", "networks")):
         parts += [f"### {name}", markdown(list(some), leave_out=("operator",))]

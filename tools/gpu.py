@@ -142,7 +142,9 @@ def main() -> int:
         data = json.loads(report.read_text())
         data["gpu"] = {"name": name, "driver": driver, "compute_capability": capability}
         del data["commit_info"]  # with names of branches and folders
-        data["commit"] = output("git", "rev-parse", "HEAD") + (" and changes" if output("git", "status", "-s") else "")
+        data["commit"] = output("git", "rev-parse", "--short", "HEAD") + (
+            " and changes" if output("git", "status", "-s") else ""
+        )
         report.write_text(json.dumps(data, indent=1) + "\n")
     return 0 if all(passed) else 1
 

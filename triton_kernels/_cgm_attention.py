@@ -54,7 +54,9 @@ def block(keys: int, dtype: torch.dtype) -> dict[str, int]:
     """The rows of a program, and the keys that it reads at once."""
     size = 512 if dtype == torch.float64 else 2048
     block_k = min(triton.next_power_of_2(keys), size)
-    return {"BLOCK_Q": size // block_k, "BLOCK_K": block_k, "num_warps": 8}
+    options = {"BLOCK_Q": size // block_k, "BLOCK_K": block_k, "num_warps": 8}
+    # Unsaid, some assemblers spill doubles so that a second program fits beside the first.
+    return options | ({"maxnreg": 255} if dtype == torch.float64 else {})
 
 
 def parts_of(x: Tensor, keys: int) -> Tensor:  # [N, rows, keys or 3 keys]

@@ -282,7 +282,7 @@ def search(
     lowered = (*keys[:2], *keys[-2:])  # minima and indices: one and the same but of float64
     for index in (False, True) if wide else (False,):
         if not by_products:
-            block_y = 32 if wide else 64  # what the registers hold
+            block_y = 32 if wide or metric == "cosine" else 64  # what the registers hold
             grid = (n * triton.cdiv(count_x, 64) * triton.cdiv(count_y, block_y),)
             _differences_kernel[grid](
                 x, y, x_square, y_square, *lowered, count_x, count_y, d, *x.stride()[:2], *y.stride()[:2],

@@ -94,7 +94,7 @@ STYLEKERN_DEVICE void correlate(Vec<A, V>& y, int taps, int64_t j, const Vec<A, 
 }
 
 inline constexpr int kForwardThreads = 256;
-// A multiprocessor, at least, of the sequential kernel. For sm_100 eight values a thread would not fit into 80 registers.
+// A multiprocessor, at least, of the sequential kernel. For sm_100 eight values a thread do not fit into 80 registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 template <int V>
 inline constexpr int kForwardBlocks = V > 4 ? 2 : 3;
