@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import stylekern
 from stylekern import _backends
@@ -22,6 +21,8 @@ class CudaSuite:
     function: Any
     cases: Any
     typical: str
+    call: Any
+    run: Any
 
     @pytest.fixture(params=["compiled", "triton"])
     def gpu_backend(self, request: pytest.FixtureRequest) -> Iterator[str]:
@@ -29,12 +30,6 @@ class CudaSuite:
             pytest.skip(f"{request.param}: {reason}")
         with stylekern.use_backend(request.param):
             yield request.param
-
-    def call(self, case: Case) -> tuple[Tensor, ...]:
-        raise NotImplementedError
-
-    def run(self, function: Any, case: Case, upstream: Sequence[Tensor]) -> list[Tensor]:
-        raise NotImplementedError
 
     @pytest.mark.cuda
     def test_runs_on_the_current_stream(self, gpu_backend: str) -> None:
