@@ -38,8 +38,8 @@ def cgm_attention(
         T(u)    = gate_scale(u) * mean_v A(u, v) + gate_bias(u) = gate_scale(u) / Lk + gate_bias(u)
         y(u)    = sum over v with A(u, v) > T(u) of A(u, v) * value(v)
 
-    Of the map A a block of bounded size exists at a time, forward and backward: saved are the inputs, the output, and two
-    numbers a query.
+    Of the map A a block of bounded size exists at a time, forward and backward. Saved are the inputs, the output, and
+    two numbers a query.
 
     Args:
         query: [N, Lq, D], float32, float64, float16 or bfloat16.
