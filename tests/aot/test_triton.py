@@ -314,8 +314,6 @@ def main(arch: int) -> None:
             "spills": getattr(built, "n_spills", None) or 0,  # known once loaded on a GPU; stack and local tell without
             "loads_of_16_bytes": len(re.findall(r"\bld\.global[\w.:]*\.v(?:4\.[bfu]32|2\.[bfu]64)\b", ptx)),
             "stores_of_16_bytes": len(re.findall(r"\bst\.global[\w.:]*\.v(?:4\.[bfu]32|2\.[bfu]64)\b", ptx)),
-            "wgmma": ptx.count("wgmma.mma_async"),
-            "mma": ptx.count("mma.sync."),
             **resources(built.asm["cubin"]),
         }
 

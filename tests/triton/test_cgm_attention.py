@@ -171,6 +171,30 @@ def test_nothing_has_the_size_of_the_map(monkeypatch: pytest.MonkeyPatch) -> Non
     assert largest.size <= 4 * 3 * 16 * 144  # the weights of a chunk, in parts that are float32 on the CPU
 
 
+@pytest.mark.parametrize(
+    ("n", "lq", "lk", "depth", "width"),
+    [
+        (1, 4096, 4096, 512, 512),
+        (1, 16384, 16384, 512, 512),
+        (3, 50, 2**21, 8, 8),
+        (10**6, 5, 13, 7, 6),
+        (7, 900, 33, 600, 1),
+    ],
+)
+def test_a_chunk_is_no_larger_than_the_inputs_or_a_fixed_number(
+    n: int, lq: int, lk: int, depth: int, width: int
+) -> None:
+    across = max(-(-lk // 16) * 16, depth, width)
+    most = max(min(n * (lq + lk) * (depth + width), 2**24), 2**22, 16 * across)
+    done = 0
+    for samples, chunks in shared.samples_of(n, lq, lk, depth, width):
+        assert [row for rows in chunks for row in range(rows.start, rows.stop)] == list(range(lq))
+        count = samples.stop - samples.start
+        assert max(count * (rows.stop - rows.start) * across for rows in chunks) <= most
+        done += count
+    assert done == n
+
+
 @pytest.mark.parametrize("gate_grad", ["none", "straight_through"])
 def test_only_the_gradients_needed(gate_grad: str) -> None:
     case = Case(gate_grad=gate_grad)
