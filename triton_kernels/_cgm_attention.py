@@ -6,17 +6,15 @@ chunks, keep the same keys. Between its products a program owns whole rows of a 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulator, inside, offsets, on_device_of, torch_accumulator
-from ._products import factor, halves, product, scale_of
+from ._common import accumulator, ceil_div, inside, offsets, on_device_of, power_of_2
+from ._products import halves, product, row_factor, scale_of
 
 # Numbers of a chunk: as many as the inputs have, so that memory grows no faster than theirs, but at least enough that a
 # product fills the device, and at most what a part of it holds. Fewer chunks are fewer launches.
@@ -27,19 +25,18 @@ LINE = 16  # keys are filled up to this, so that rows of scores are read and wri
 # Host side
 
 
-def padded(x: Tensor, line: int = LINE) -> Tensor:  # [N, L, D] as [N, L rounded up to line, D or 1]
-    """With zeros behind the last row, and a column of them where there is none, which products need."""
-    _, length, depth = x.shape
-    return x if length % line == 0 and depth else F.pad(x, (0, int(not depth), 0, -length % line))
+def key_rows(lk: int) -> int:
+    """What keys are filled up to."""
+    return ceil_div(lk, LINE) * LINE
 
 
 def samples_of(n: int, lq: int, lk: int, depth: int, width: int) -> Iterator[tuple[slice, list[slice]]]:
     """The samples that are made together, and their rows that are: what fits into a chunk, or parts of one sample."""
-    across = max(triton.cdiv(lk, LINE) * LINE, depth, width)
+    across = max(key_rows(lk), depth, width)
     chunk = max(min(n * (lq + lk) * (depth + width), MOST), CHUNK)
     samples = max(chunk // (lq * across), 1)
-    parts = triton.cdiv(lq, max(chunk // (min(samples, n) * across), LINE))
-    rows = triton.cdiv(lq, parts)
+    parts = ceil_div(lq, max(chunk // (min(samples, n) * across), LINE))
+    rows = ceil_div(lq, parts)
     chunks = [slice(start, min(start + rows, lq)) for start in range(0, lq, rows)]
     for start in range(0, n, samples):
         yield slice(start, min(start + samples, n)), chunks
@@ -53,7 +50,7 @@ def cut(xs: Iterable[Tensor | None], samples: slice, rows: slice) -> list[Tensor
 def block(keys: int, dtype: torch.dtype) -> dict[str, int]:
     """The rows of a program, and the keys that it reads at once."""
     size = 512 if dtype == torch.float64 else 2048
-    block_k = min(triton.next_power_of_2(keys), size)
+    block_k = min(power_of_2(keys), size)
     options = {"BLOCK_Q": size // block_k, "BLOCK_K": block_k, "num_warps": 8}
     # Unsaid, some assemblers spill doubles so that a second program fits beside the first.
     return options | ({"maxnreg": 255} if dtype == torch.float64 else {})
@@ -65,46 +62,22 @@ def parts_of(x: Tensor, keys: int) -> Tensor:  # [N, rows, keys or 3 keys]
     return x.new_empty((*x.shape[:2], 3 * keys if single else keys), dtype=torch.float16 if single else x.dtype)
 
 
-def thresholds(
-    gate_scale: Tensor | None,  # [N, Lq]
-    gate_bias: Tensor | None,  # [N, Lq]
-    keys: int,
-    like: Tensor,
-) -> Tensor | None:  # [N, Lq], or None without a gate
-    """T = gate_scale / Lk + gate_bias; infinite where that is not a number, which keeps nothing."""
-    dtype = torch_accumulator(like)
-    terms = [x.to(dtype) / by for x, by in ((gate_scale, keys), (gate_bias, 1)) if x is not None]
-    if not terms:
-        return None
-    t = functools.reduce(torch.add, terms)
-    return torch.where(t.isnan(), torch.inf, t).contiguous()
+def dense(*gates: Tensor | None) -> list[Tensor | None]:
+    """Tensors [N, Lq], where there are any, as kernels read them."""
+    return [None if x is None else x.contiguous() for x in gates]
 
 
 class Scores:
     """The scores of some samples, a chunk of queries at a time, and what they are to be multiplied by."""
 
     def __init__(self, q: Tensor, k: Tensor, alpha: float, cosine: bool, eps: float) -> None:
-        self.q, q_inverse = factor(padded(q, 1), 2)
-        self.k, k_inverse = factor(k, 2, second=True)
-        self.q_rnorm, self.k_rnorm = (rnorms(q, eps), rnorms(k, eps)) if cosine else (None, None)
-        # As a tensor: Triton passes numbers as float32, which would be too little of alpha for float64.
-        ones = q.new_ones(q.shape[:2], dtype=torch_accumulator(q)) if self.q_rnorm is None else self.q_rnorm
-        self.alpha = ones * alpha
-        self.q_scale, self.k_scale = times(self.alpha, q_inverse), times(self.k_rnorm, k_inverse)
+        norms = eps if cosine else None
+        self.q = row_factor(q, eps=norms, alpha=alpha)
+        self.k = row_factor(k, second=True, rows=key_rows(k.shape[1]), eps=norms)
 
     def of(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """q . k, and the scales of the queries; those of the keys are `k_scale`."""
-        return product(self.q[:, rows], self.k.mT), self.q_scale[:, rows]
-
-
-def rnorms(x: Tensor, eps: float) -> Tensor:  # [N, L] of [N, L, D]
-    """1 / max(|x|, eps)."""
-    return torch.linalg.vector_norm(x, dim=2, dtype=torch_accumulator(x)).clamp_min_(eps).reciprocal_()
-
-
-def times(x: Tensor | None, y: Tensor | None) -> Tensor | None:
-    """x * y, of which None is 1."""
-    return y if x is None else x if y is None else x * y
+        """q . k, and the scales of the queries; those of the keys are `k.scale`."""
+        return product(self.q.factor[:, rows], self.k.factor.mT), self.q.scale[:, rows]
 
 
 def finish(
@@ -120,10 +93,10 @@ def finish(
     n, length, width = out.shape
     if not out.numel():
         return
-    block_w = min(triton.next_power_of_2(width), 512)
+    block_w = min(power_of_2(width), 512)
     block_l = max(1024 // block_w, 1)
     with on_device_of(out):
-        _finish_kernel[(triton.cdiv(n * length, block_l),)](
+        _finish_kernel[(ceil_div(n * length, block_l),)](
             product, row, col, x, rnorm, out, n * length, length, width, *product.stride()[:2],
             *(0, 0) if row is None else row.stride(), *(0, 0, 0) if x is None else x.stride(), *out.stride()[:2],
             EPS=eps, BLOCK_L=block_l, BLOCK_W=block_w, ACC=accumulator(product), num_warps=4,
@@ -211,6 +184,21 @@ def load_scaled(x_ptr, row, col_ptr, r, n, cols, count, keys):
     if col_ptr is not None:
         x *= tl.load(col_ptr + offsets(n, cols, keys), mask=there, other=0.0)
     return x
+
+
+@triton.jit
+def threshold(gate_scale_ptr, gate_bias_ptr, at, there, lk, ACC: tl.constexpr):
+    """T = gate_scale / Lk + gate_bias; infinite where that is not a number, which keeps nothing; without both, -inf."""
+    if gate_scale_ptr is None and gate_bias_ptr is None:
+        return tl.full([at.shape[0]], float("-inf"), ACC)
+    else:
+        t = tl.zeros([at.shape[0]], ACC)
+        if gate_scale_ptr is not None:
+            scale = tl.load(gate_scale_ptr + at, mask=there, other=0.0).to(ACC)
+            t += scale / lk if scale.dtype == tl.float64 else tl.div_rn(scale, tl.full((), lk, ACC))
+        if gate_bias_ptr is not None:
+            t += tl.load(gate_bias_ptr + at, mask=there, other=0.0).to(ACC)
+        return tl.where(t == t, t, float("inf"))
 
 
 @triton.jit

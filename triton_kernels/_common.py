@@ -16,11 +16,22 @@ from torch import Tensor
 THREADS = 128  # 4 warps a program: small enough that many fit on a multiprocessor, which is what hides memory latency
 
 
-# Host side
+# Host side. Plain integers: triton.cdiv and its like, which kernels can call too, take as long as a small op of torch.
+
+
+def ceil_div(x: int, y: int) -> int:
+    return -(-x // y)
+
+
+def power_of_2(x: int) -> int:
+    """The smallest that is not below x, of x >= 1."""
+    return 1 << (x - 1).bit_length()
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager:
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
 
 
 def dense_rows(x: Tensor) -> Tensor:
@@ -38,13 +49,13 @@ def accumulator(x: Tensor) -> tl.dtype:
 
 def tile(x: Tensor, width: int, most: int = 8) -> dict[str, int]:
     """A tile that gives every thread 16 bytes of x, up to `most` values; rows of up to 128 values, whole lines."""
-    block_w = min(max(triton.next_power_of_2(width), 16), 128)
+    block_w = min(max(power_of_2(width), 16), 128)
     return {"BLOCK_H": THREADS * min(16 // x.element_size(), most) // block_w, "BLOCK_W": block_w}
 
 
 def tiles(planes: int, height: int, width: int, block: dict[str, int]) -> tuple[int]:
     """The grid that :func:`tile_of` takes apart."""
-    return (planes * triton.cdiv(height, block["BLOCK_H"]) * triton.cdiv(width, block["BLOCK_W"]),)
+    return (planes * ceil_div(height, block["BLOCK_H"]) * ceil_div(width, block["BLOCK_W"]),)
 
 
 def taps(f: Tensor | None) -> int:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulator, on_device_of, torch_accumulator
+from ._common import accumulator, ceil_div, on_device_of, power_of_2, torch_accumulator
 
 CHUNK = 8192  # float32 values of a plane that one program holds in registers, 16 to 32 a thread
 STREAM = 2048  # values of a plane that one program passes on, given its statistics: 16 a thread
@@ -190,16 +190,16 @@ def _cut(x: Tensor) -> tuple[int, int, dict[str, object]]:
     """planes, chunks of a plane, and the launch options, where all of a chunk is summed."""
     planes, size = x.shape[0] * x.shape[1], plane_size(x)
     most = CHUNK // (2 if x.dtype == torch.float64 else 1)
-    chunk = min(most, max(triton.next_power_of_2(size), 128))
+    chunk = min(most, max(power_of_2(size), 128))
     options = {"CHUNK": chunk, "ACC": accumulator(x), "num_warps": max(1, min(8, chunk // 1024))}
-    return planes, triton.cdiv(size, chunk), options
+    return planes, ceil_div(size, chunk), options
 
 
 def streaming(x: Tensor, *others: Tensor) -> tuple[tuple[int], int, dict[str, object]]:
     """The grid, chunks of a plane, and launch options of a kernel that passes planes of x (and the others) on."""
     size, whole = plane_size(x), is_whole(x)
-    block = max(triton.next_power_of_2(size), 128) if whole else STREAM
-    parts = triton.cdiv(size, block)
+    block = max(power_of_2(size), 128) if whole else STREAM
+    parts = ceil_div(size, block)
     options = {"WHOLE": whole, "DENSE": _dense(x, *others), "BLOCK": block, "ACC": accumulator(x)}
     return (x.shape[0] * x.shape[1] * parts,), parts, options | {"num_warps": max(1, min(16, block // 512))}
 

@@ -13,7 +13,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulator, inner, inside, load_x, on_device_of, plane_of, strides, tile, torch_accumulator
+from ._common import (
+    accumulator,
+    ceil_div,
+    inner,
+    inside,
+    load_x,
+    on_device_of,
+    plane_of,
+    strides,
+    tile,
+    torch_accumulator,
+)
 
 MOST_TAPS = 9  # taps of a program: all of a small kernel, or part of a row; 4 sums a thread each
 ROUNDS = 8  # tiles that a program sums, one below the other
@@ -79,8 +90,8 @@ def kernel_gradient(
     block = tile(x, w, most=4)
     rows, taps_w = ROUNDS * block["BLOCK_H"], min(kw, MOST_TAPS)
     taps_h = kh if kh * kw <= MOST_TAPS else 1
-    blocks = kh // taps_h * triton.cdiv(kw, taps_w)
-    parts = triton.cdiv(h, rows) * triton.cdiv(w, block["BLOCK_W"])
+    blocks = kh // taps_h * ceil_div(kw, taps_w)
+    parts = ceil_div(h, rows) * ceil_div(w, block["BLOCK_W"])
     part = torch.empty((*shape, parts), dtype=torch_accumulator(x), device=x.device)
     with on_device_of(x):
         _adaconv_bwd_kernel[(n * co * group_in * blocks * parts,)](

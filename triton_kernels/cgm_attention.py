@@ -18,21 +18,22 @@ from ._cgm_attention import (
     attention,
     block,
     cut,
+    dense,
     factor_scale,
     finish,
     gated,
+    key_rows,
     least_kept,
     load_rows,
     load_scaled,
-    padded,
     parts_of,
     rows_of,
     samples_of,
     store_factor,
-    thresholds,
+    threshold,
 )
-from ._common import accumulator, on_device_of, torch_accumulator
-from ._products import factor, product
+from ._common import accumulator, ceil_div, on_device_of, torch_accumulator
+from ._products import column_factor, product
 from .cgm_attention_backward import backward
 
 __all__ = ["backward", "forward"]
@@ -40,7 +41,8 @@ __all__ = ["backward", "forward"]
 
 @triton.jit
 def _cgm_attention_fwd_kernel(
-    s_ptr, q_scale_ptr, k_scale_ptr, t_ptr, lse_ptr, mass_ptr, p_ptr, row_ptr, count, rows, lq, lk, keys,
+    s_ptr, q_scale_ptr, k_scale_ptr, gate_scale_ptr, gate_bias_ptr, lse_ptr, mass_ptr, p_ptr, row_ptr,
+    count, rows, lq, lk, keys,
     RENORMALIZE: tl.constexpr, PARTS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     r, n, at = rows_of(count, rows, lq, BLOCK_Q)
@@ -59,7 +61,7 @@ def _cgm_attention_fwd_kernel(
     base = tl.where(most == float("-inf"), 0.0, most)
     lse = base + tl.log(total)
     tl.store(lse_ptr + at, lse, mask=there)
-    least = least_kept(load_rows(t_ptr, at, there, float("-inf")), lse)
+    least = least_kept(threshold(gate_scale_ptr, gate_bias_ptr, at, there, lk, ACC), lse)
     scale, inverse = factor_scale(tl.exp(most - lse), p_ptr.dtype.element_ty)
     mass = tl.zeros([BLOCK_Q], ACC)
     for start in range(0, keys, BLOCK_K):
@@ -93,27 +95,24 @@ def forward(
     if 0 in (n, lq, lk):
         return query.new_zeros((n, lq, width)), lse.fill_(-torch.inf), mass.zero_()
     output = query.new_empty((n, lq, width))
-    t = thresholds(gate_scale, gate_bias, lk, query)
+    gates, keys = dense(gate_scale, gate_bias), key_rows(lk)
     for samples, chunks in samples_of(n, lq, lk, depth, width):
-        k = padded(key[samples])
-        scores = Scores(query[samples], k, alpha, cosine, eps)
-        v = padded(value[samples])
-        v_factor, v_inverse = factor(v, 1, second=True)
-        keys = k.shape[1]
+        scores = Scores(query[samples], key[samples], alpha, cosine, eps)
+        v_factor, v_inverse = column_factor(value[samples], keys)
         for rows in chunks:
             s, q_scale = scores.of(rows)
             p = parts_of(query[samples, rows], keys)
-            t_of, lse_of, mass_of, row_of = cut((t, lse, mass, row), samples, rows)
+            *gates_of, lse_of, mass_of, row_of = cut((*gates, lse, mass, row), samples, rows)
             options = block(keys, s.dtype)
             count = s.shape[0] * s.shape[1]
             with on_device_of(s):
-                _cgm_attention_fwd_kernel[(triton.cdiv(count, options["BLOCK_Q"]),)](
-                    s, q_scale, scores.k_scale, t_of, lse_of, mass_of, p, row_of, count, s.shape[1], lq, lk, keys,
+                _cgm_attention_fwd_kernel[(ceil_div(count, options["BLOCK_Q"]),)](
+                    s, q_scale, scores.k.scale, *gates_of, lse_of, mass_of, p, row_of, count, s.shape[1], lq, lk, keys,
                     RENORMALIZE=renormalize, PARTS=p.shape[2] // keys, ACC=accumulator(query), **options,
                 )  # fmt: skip
             if lk > 1:
                 finish(product(p, v_factor), row_of, v_inverse, output[samples, rows])
             else:  # times its weight, the only one; halves would round it
                 weight = mass_of / torch.where(mass_of > 0, mass_of, 1) if renormalize else mass_of
-                finish(v[:, :1].expand(-1, s.shape[1], -1), weight, None, output[samples, rows])
+                finish(value[samples].contiguous().expand(-1, s.shape[1], -1), weight, None, output[samples, rows])
     return output, lse, mass

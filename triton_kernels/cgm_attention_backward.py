@@ -32,27 +32,29 @@ from ._cgm_attention import (
     attention,
     block,
     cut,
+    dense,
     factor_scale,
     finish,
     gated,
+    key_rows,
     least_kept,
     load_rows,
     load_scaled,
-    padded,
     parts_of,
     rows_of,
     samples_of,
     store_factor,
-    thresholds,
+    threshold,
 )
-from ._common import accumulator, inside, offsets, on_device_of, torch_accumulator
-from ._products import factor, peaks, product, tied
+from ._common import accumulator, ceil_div, inside, offsets, on_device_of
+from ._products import column_factor, float64_bits, float64_of, product, row_factor, tied
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sharpness_bits"])
 def _cgm_attention_bwd_kernel(
-    s_ptr, gv_ptr, q_scale_ptr, k_scale_ptr, g_scale_ptr, v_scale_ptr, alpha_ptr, k_part_ptr, t_ptr, lse_ptr, mass_ptr,
-    sharpness_ptr, ds_ptr, ds_weight_ptr, p_ptr, p_weight_ptr, grad_t_ptr, count, rows, lq, lk, keys,
+    s_ptr, gv_ptr, q_scale_ptr, k_scale_ptr, g_scale_ptr, v_scale_ptr, alpha_ptr, k_part_ptr, gate_scale_ptr,
+    gate_bias_ptr, lse_ptr, mass_ptr, ds_ptr, ds_weight_ptr, p_ptr, p_weight_ptr, grad_t_ptr, sharpness_bits,
+    count, rows, lq, lk, keys,
     PARTS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     r, n, at = rows_of(count, rows, lq, BLOCK_Q)
@@ -60,10 +62,11 @@ def _cgm_attention_bwd_kernel(
     q_scale = load_rows(q_scale_ptr, at, there, 0.0)
     g_scale = load_rows(g_scale_ptr, at, there, 1.0)
     lse = load_rows(lse_ptr, at, there, float("inf"))
-    t = load_rows(t_ptr, at, there, float("-inf"))
+    t = threshold(gate_scale_ptr, gate_bias_ptr, at, there, lk, ACC)
     least = least_kept(t, lse)
     mass = load_rows(mass_ptr, at, there, 1.0)
     share = 1 / tl.where(mass > 0, mass, 1.0)  # 1 / m
+    sharpness = None if sharpness_bits is None else float64_of(sharpness_bits, ACC)
 
     # The sums over keys. g . o too: the output is rounded, and what is left of e after it may be small.
     p_most = tl.zeros([BLOCK_Q], ACC)
@@ -81,8 +84,8 @@ def _cgm_attention_bwd_kernel(
         if gv_ptr is not None:
             gv = load_scaled(gv_ptr, g_scale, v_scale_ptr, r, n, cols, count, keys)
             hard += tl.sum(p * gv, 1)
-            if sharpness_ptr is not None:
-                slope = a * soft_slope(a, t, sharpness_ptr)
+            if sharpness is not None:
+                slope = a * soft_slope(a, t, sharpness)
                 slopes += tl.sum(slope, 1)
                 moved += tl.sum(slope * gv, 1)
                 slope *= a
@@ -95,7 +98,7 @@ def _cgm_attention_bwd_kernel(
         hard = tl.zeros([BLOCK_Q], ACC)
         moved = (moved - shift * slopes) * share
         moved_a = (moved_a - shift * slopes_a) * share
-    if sharpness_ptr is not None:
+    if sharpness is not None:
         # grad_bias = -sum_v slope
         tl.store(grad_t_ptr + at, -moved, mask=there)
     # sum_v A dA = sum_v A keep e + sum_v A slope
@@ -108,7 +111,7 @@ def _cgm_attention_bwd_kernel(
             cols = start + tl.arange(0, BLOCK_K)
             s = load_scaled(s_ptr, q_scale, k_scale_ptr, r, n, cols, count, keys)
             gv = load_scaled(gv_ptr, g_scale, v_scale_ptr, r, n, cols, count, keys)
-            ds = score_gradient(s, gv, t, lse, least, share, shift, delta, sharpness_ptr, cols, lk)
+            ds = score_gradient(s, gv, t, lse, least, share, shift, delta, sharpness, cols, lk)
             ds = load_part(ds * alpha[:, None], k_part_ptr, r, n, cols, count, keys)
             ds_most = tl.maximum(ds_most, tl.max(tl.abs(ds), 1))
         scale, inverse = factor_scale(ds_most, ds_ptr.dtype.element_ty)
@@ -117,7 +120,7 @@ def _cgm_attention_bwd_kernel(
             cols = start + tl.arange(0, BLOCK_K)
             s = load_scaled(s_ptr, q_scale, k_scale_ptr, r, n, cols, count, keys)
             gv = load_scaled(gv_ptr, g_scale, v_scale_ptr, r, n, cols, count, keys)
-            ds = score_gradient(s, gv, t, lse, least, share, shift, delta, sharpness_ptr, cols, lk)
+            ds = score_gradient(s, gv, t, lse, least, share, shift, delta, sharpness, cols, lk)
             ds = load_part(ds * alpha[:, None], k_part_ptr, r, n, cols, count, keys)
             store_factor(ds_ptr, r, cols, count, keys, ds * scale[:, None], PARTS)
     if p_ptr is not None:
@@ -132,23 +135,22 @@ def _cgm_attention_bwd_kernel(
 
 
 @triton.jit
-def soft_slope(a, t, sharpness_ptr):
+def soft_slope(a, t, sharpness):
     """s (1 - s) Lk / temperature."""
-    sharpness = tl.load(sharpness_ptr)
     soft = tl.sigmoid((a - t[:, None]) * sharpness)
     return soft * (1 - soft) * sharpness
 
 
 @triton.jit
-def score_gradient(s, gv, t, lse, least, share, shift, delta, sharpness_ptr, cols, lk):
+def score_gradient(s, gv, t, lse, least, share, shift, delta, sharpness, cols, lk):
     """dS, zero behind the last key."""
     a = attention(s, lse, cols, lk)
     # e = (g . value - (renormalize ? g . o : 0)) / m
     e = (gv - shift[:, None]) * share[:, None]
     # dA = keep e + slope, slope = A e s (1 - s) Lk / temperature
     da = gated(e, s, least)
-    if sharpness_ptr is not None:
-        da += a * e * soft_slope(a, t, sharpness_ptr)
+    if sharpness is not None:
+        da += a * e * soft_slope(a, t, sharpness)
     # dS = A (dA - sum_v A dA)
     return tl.where((cols < lk)[None, :], a * (da - delta[:, None]), 0.0)
 
@@ -191,10 +193,11 @@ def backward(
             query.new_zeros(x.shape if x is not None and need else 0) for x, need in zip(tensors, needs, strict=True)
         )
     (n, lq, depth), (lk, width) = query.shape, value.shape[1:]
-    t = thresholds(gate_scale, gate_bias, lk, query)
-    surrogate = gate_grad == "straight_through" and t is not None and (need_query or need_key or need_gate)
-    sharpness = lse.new_full((), lk / temperature) if surrogate else None
-    grad_t = torch.zeros_like(lse)
+    gates, keys = dense(gate_scale, gate_bias), key_rows(lk)
+    gated_at_all = gate_scale is not None or gate_bias is not None
+    surrogate = gate_grad == "straight_through" and gated_at_all and (need_query or need_key or need_gate)
+    sharpness = float64_bits(lk / temperature) if surrogate else None
+    grad_t = torch.empty_like(lse) if surrogate else torch.zeros_like(lse) if need_gate else None
     grad_q, grad_k, grad_v = (
         x.new_empty(x.shape if need else 0) for x, need in zip(tensors[:3], needs[:3], strict=True)
     )
@@ -202,45 +205,47 @@ def backward(
     need_ds = need_query or need_key
     work = samples_of(n, lq, lk, depth, width) if need_ds or need_value or surrogate else ()
     for samples, chunks in work:
-        q, g, k, v = query[samples], grad[samples], padded(key[samples]), padded(value[samples])
-        keys = k.shape[1]
+        q, k, g = query[samples], key[samples], grad[samples]
         scores = Scores(q, k, alpha, cosine, eps)
-        k_part, k_power = mantissas(scores.k_rnorm)
-        k_factor, k_inverse, g_factor, g_scale, v_factor, v_scale = [None] * 6
+        g_rows = row_factor(g) if need_ds or surrogate or need_value else None
+        v_rows = row_factor(value[samples], second=True, rows=keys) if need_ds or surrogate else None
+        k_factor = k_inverse = None
         if need_query:
-            k_factor, k_inverse = factor((k * k_power.unsqueeze(2)).to(k) if cosine else k, 1, second=True)
-        if need_ds or surrogate:
-            (g_factor, g_scale), (v_factor, v_scale) = factor(g, 2), factor(v, 2, second=True)
-        sum_k, sum_v = Sum(q, keys) if need_key else None, Sum(g, keys) if need_value else None
-        ds_weight, p_weight = torch.empty_like(lse[samples]), torch.empty_like(lse[samples])
+            k_factor, k_inverse = column_factor((k * scores.k.power[:, :lk, None]).to(k) if cosine else k, keys)
+        sum_k = Sum(q, scores.q.peak, keys) if need_key else None
+        sum_v = Sum(g, g_rows.peak, keys) if need_value else None
+        ds_weight, p_weight = lse.new_empty((2, len(q), lq))
         for rows in chunks:
             s, q_scale = scores.of(rows)
-            gv = None if g_factor is None else product(g_factor[:, rows], v_factor.mT)
+            gv = None if v_rows is None else product(g_rows.factor[:, rows], v_rows.factor.mT)
             ds = parts_of(q[:, rows], keys) if need_ds else None
             p = parts_of(q[:, rows], keys) if need_value else None
             count, options = s.shape[0] * s.shape[1], block(keys, s.dtype)
-            t_of, lse_of, mass_of, grad_t_of = cut((t, lse, mass if renormalize else None, grad_t), samples, rows)
-            g_scale_of, alpha_of, ds_weight_of, p_weight_of = cut(
-                (g_scale, scores.alpha, ds_weight, p_weight), slice(None), rows
+            of_all = (*gates, lse, mass if renormalize else None, grad_t if surrogate else None)
+            *gates_of, lse_of, mass_of, grad_t_of = cut(of_all, samples, rows)
+            g_scale, weight, ds_weight_of, p_weight_of = cut(
+                (g_rows.scale, scores.q.weight, ds_weight, p_weight), slice(None), rows
             )
             with on_device_of(s):
-                _cgm_attention_bwd_kernel[(triton.cdiv(count, options["BLOCK_Q"]),)](
-                    s, gv, q_scale, scores.k_scale, g_scale_of, v_scale, alpha_of, k_part, t_of, lse_of, mass_of,
-                    sharpness, ds, ds_weight_of, p, p_weight_of, grad_t_of, count, s.shape[1], lq, lk, keys,
+                _cgm_attention_bwd_kernel[(ceil_div(count, options["BLOCK_Q"]),)](
+                    s, gv, q_scale, scores.k.scale, g_scale, None if v_rows is None else v_rows.scale, weight,
+                    scores.k.mantissa if cosine else None, *gates_of, lse_of, mass_of, ds, ds_weight_of, p, p_weight_of,
+                    grad_t_of, sharpness, count, s.shape[1], lq, lk, keys,
                     PARTS=3 if q.dtype == torch.float32 else 1, ACC=accumulator(q), **options,
                 )  # fmt: skip
             if k_factor is not None:
-                rnorm = scores.q_rnorm[:, rows] if cosine else None
+                rnorm = scores.q.rnorm[:, rows] if cosine else None
                 finish(product(ds, k_factor), ds_weight_of, k_inverse, grad_q[samples, rows], q[:, rows], rnorm, eps)
             if sum_k is not None:
                 sum_k.add(ds, ds_weight_of, rows)
             if sum_v is not None:
                 sum_v.add(p, p_weight_of, rows)
         if sum_k is not None:
-            finish(sum_k.total, k_power, None, grad_k[samples], k, scores.k_rnorm, eps)
+            power, rnorm = (scores.k.power, scores.k.rnorm) if cosine else (None, None)
+            finish(sum_k.total, power, None, grad_k[samples], k, rnorm, eps)
         if sum_v is not None:
             finish(sum_v.total, None, None, grad_v[samples])
-    full = (grad_q, grad_k, grad_v, grad_t / lk, grad_t)
+    full = (grad_q, grad_k, grad_v, None if grad_t is None else grad_t / lk, grad_t)
     return tuple(
         query.new_empty(0) if x is None or not need else y.to(x.dtype)
         for x, y, need in zip(tensors, full, needs, strict=True)
@@ -250,24 +255,12 @@ def backward(
 class Sum:
     """weights^T x, in parts that are added up in order, a chunk of rows each."""
 
-    def __init__(self, x: Tensor, keys: int) -> None:
-        self.x, self.peaks = x, peaks(x)
-        self.total = x.new_zeros((x.shape[0], keys, x.shape[2]), dtype=torch_accumulator(x))
+    def __init__(self, x: Tensor, peak: Tensor, keys: int) -> None:
+        self.x, self.peak, self.keys, self.total = x, peak, keys, None
 
     def add(self, weights: Tensor, weight: Tensor, rows: slice) -> None:
-        n, keys, width = self.total.shape
-        x, inverse = tied(self.x[:, rows], weight, *cut((self.peaks,), slice(None), rows))
-        part = product(weights.view(n, -1, keys).mT, x)[..., :width]
-        if inverse is None:
-            self.total += part
-        else:
-            self.total.addcmul_(part, inverse.view(n, 1, 1))
-
-
-def mantissas(x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """x as a number in [1/2, 1) and a power of two; zero is 1 * 0."""
-    if x is None:
-        return None, None
-    mantissa = torch.frexp(x).mantissa
-    mantissa = torch.where(mantissa == 0, 1.0, mantissa)
-    return mantissa, x / mantissa
+        x, inverse = tied(self.x[:, rows], weight, self.peak[:, rows])
+        part = product(weights.view(len(x), -1, self.keys).mT, x)[..., : self.x.shape[2]]
+        if inverse is not None:
+            part *= inverse.view(-1, 1, 1)
+        self.total = part if self.total is None else self.total.add_(part)

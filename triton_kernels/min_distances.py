@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import dense_rows, on_device_of
+from ._common import ceil_div, dense_rows, on_device_of
 from .min_distances_backward import pairs_of, side_gradient
 from .min_distances_search import load_rows, rows_of, search
 
@@ -91,7 +91,7 @@ def forward(
         squares, bad, found = search(*sides, metric, eps)
         for k, side in enumerate(sides):
             other = sides[1 - k]
-            _pairs_kernel[(n * triton.cdiv(side.shape[1], options["ROWS"]),)](
+            _pairs_kernel[(n * ceil_div(side.shape[1], options["ROWS"]),)](
                 side, other, squares[k], bad[1 - k], found[k], indices[k], minima[k], matches[k], norms[k],
                 side.shape[1], other.shape[1], d, *side.stride()[:2], *other.stride()[:2],
                 EPS=eps, METRIC=metric, num_warps=2, maxnreg=128, **options,  # unsaid, some assemblers spill

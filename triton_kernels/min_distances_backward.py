@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import on_device_of
+from ._common import ceil_div, on_device_of, power_of_2
 
 
 @triton.jit
@@ -119,8 +119,8 @@ def side_gradient(
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if grad_x.numel() == 0:
         return grad_x
-    block = min(max(triton.next_power_of_2(d), 16), 512)
-    parts = triton.cdiv(d, block)
+    block = min(max(power_of_2(d), 16), 512)
+    parts = ceil_div(d, block)
     with on_device_of(x):
         _min_distances_bwd_kernel[(n * count * parts,)](
             x, x_norm, grad, index, match, y, y_norm, y_grad, y_match, order, begin, grad_x,

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulator, torch_accumulator
+from ._common import accumulator, ceil_div, power_of_2, torch_accumulator
 from ._products import halves, product
 
 DIFFERENCES = 16  # up to so many values a row, (x - y)^2 costs no more than a product, and is exact
@@ -229,16 +229,16 @@ def _differences_kernel(
 
 def rows_of(d: int, most: int) -> dict[str, int]:
     """Rows and values of a row that a program takes at a time: at most `most` values together."""
-    block = min(max(triton.next_power_of_2(d), 16), most)
+    block = min(max(power_of_2(d), 16), most)
     return {"ROWS": min(most // block, 16), "BLOCK_D": block}
 
 
 def chunk_of(n: int, rows: int, cols: int) -> tuple[int, int]:
     """Samples and rows of x that are multiplied at a time; all chunks have as many rows."""
     samples = min(n, max(CHUNK // (cols * min(rows, 128)), 1))
-    samples = triton.cdiv(n, triton.cdiv(n, samples))
+    samples = ceil_div(n, ceil_div(n, samples))
     height = max(CHUNK // (samples * cols), 1)
-    return samples, triton.cdiv(triton.cdiv(rows, triton.cdiv(rows, height)), LINE) * LINE
+    return samples, ceil_div(ceil_div(rows, ceil_div(rows, height)), LINE) * LINE
 
 
 def _measured(
@@ -246,13 +246,13 @@ def _measured(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Sums of squares of rows; and where height is not 0, `height` rows as a factor, their inverses and offsets."""
     (n, count, d), options = x.shape, rows_of(x.shape[2], 1024)
-    square, width = x.new_empty((n, count), dtype=torch.float64), triton.cdiv(d, LINE) * LINE
+    square, width = x.new_empty((n, count), dtype=torch.float64), ceil_div(d, LINE) * LINE
     factor = inverse = offset = None
     if height:
         halved = x.dtype == torch.float32 or (x.dtype != torch.float64 and metric == "euclidean")
         factor = x.new_empty((n, height, 3 * width if halved else width), dtype=torch.float16 if halved else x.dtype)
         inverse, offset = (x.new_empty((n, count), dtype=torch_accumulator(x)) for _ in range(2))
-    _rows_kernel[(n * triton.cdiv(height or count, options["ROWS"]),)](
+    _rows_kernel[(n * ceil_div(height or count, options["ROWS"]),)](
         x, centre, square, bad, factor, inverse, offset, count, d, height or count, width,
         *x.stride()[:2], centre.stride(0), EPS=eps, METRIC=metric, SECOND=second, ACC=accumulator(x),
         num_warps=4, **options,
@@ -272,9 +272,9 @@ def search(
     sizes = [n, n] + (2 if wide else 1) * [n * count_x, n * count_y]
     bad_x, bad_y, *keys = x.new_full((sum(sizes),), LARGEST, dtype=torch.int64).split(sizes)
     by_products = d > DIFFERENCES
-    width = triton.cdiv(count_y, LINE) * LINE
+    width = ceil_div(count_y, LINE) * LINE
     samples, height = chunk_of(n, count_x, width)
-    total = triton.cdiv(count_x, height) * height
+    total = ceil_div(count_x, height) * height
     x_square, x_factor, *x_rest = _measured(x, y, bad_x, total if by_products else 0, metric, eps, False)
     y_square, y_factor, *y_rest = _measured(y, y, bad_y, width if by_products else 0, metric, eps, True)
     if by_products and not x.is_cuda and not wide:
@@ -283,7 +283,7 @@ def search(
     for index in (False, True) if wide else (False,):
         if not by_products:
             block_y = 32 if wide or metric == "cosine" else 64  # what the registers hold
-            grid = (n * triton.cdiv(count_x, 64) * triton.cdiv(count_y, block_y),)
+            grid = (n * ceil_div(count_x, 64) * ceil_div(count_y, block_y),)
             _differences_kernel[grid](
                 x, y, x_square, y_square, *lowered, count_x, count_y, d, *x.stride()[:2], *y.stride()[:2],
                 EPS=eps, METRIC=metric, INDEX=index, BLOCK_X=64, BLOCK_Y=block_y, ACC=accumulator(x), num_warps=8,
@@ -293,7 +293,7 @@ def search(
             some = slice(sample, sample + samples)
             for first in range(0, count_x, height):
                 p = product(x_factor[some, first : first + height], y_factor[some].mT).to(torch_accumulator(x))
-                grid = (len(p) * triton.cdiv(height, 64) * triton.cdiv(count_y, 128),)
+                grid = (len(p) * ceil_div(height, 64) * ceil_div(count_y, 128),)
                 _minima_kernel[grid](
                     p, x_rest[0], y_rest[0], x_rest[1], y_rest[1], *lowered,
                     sample, first, height, width, count_x, count_y,

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulator, dense_rows, inside, offsets, on_device_of, strides, tile, tile_of, tiles
+from ._common import accumulator, ceil_div, dense_rows, inside, offsets, on_device_of, strides, tile, tile_of, tiles
 
 RULES = {"floor": "drop", "pad": "repeat"}
 
@@ -135,7 +135,7 @@ def unpool(bands: tuple[Tensor, Tensor, Tensor, Tensor], height: int, width: int
     bands = tuple(dense_rows(band) for band in bands)
     block = tile(x, width)
     with on_device_of(x):
-        _wavelet_pool_bwd_kernel[tiles(n * c, triton.cdiv(height, 2), triton.cdiv(width, 2) * 2, block)](
+        _wavelet_pool_bwd_kernel[tiles(n * c, ceil_div(height, 2), ceil_div(width, 2) * 2, block)](
             *bands, x, c, height, width, band_h, band_w, *(s for band in bands for s in strides(band, 3)),
             RULE=rule, ACC=accumulator(x), num_warps=4, **block,
         )  # fmt: skip

@@ -96,7 +96,8 @@ KERNELS = {
     "_cgm_attention_fwd_kernel",
     "_cgm_attention_bwd_kernel",
     "_finish_kernel",
-    "_split_kernel",
+    "_row_factor_kernel",
+    "_column_factor_kernel",
     "_tie_kernel",
     "_rows_kernel",
     "_minima_kernel",
@@ -118,7 +119,9 @@ STREAMS = {
     (("fin", "fin-bf16", "fin-whole", "fin-whole-bf16"), "_factorized_instance_norm_fwd_kernel"): (6, 2),
     (("fin", "fin-bf16", "fin-whole", "fin-whole-bf16"), "_factorized_instance_norm_bwd_kernel"): (6, 4),
     (("fin", "fin-bf16"), "_gradient_sums_kernel"): (12, 0),
-    (("cgm", "cgm-surrogate"), "_split_kernel"): (4, 6),
+    (("cgm", "cgm-surrogate"), "_column_factor_kernel"): (4, 6),
+    # a row twice, the second time to write its halves three times
+    (("cgm", "cgm-surrogate"), "_row_factor_kernel"): (4, 3),
     (("cgm", "cgm-surrogate"), "_tie_kernel"): (4, 6),
     (("cgm", "cgm-bf16", "cgm-surrogate-fp16", "cgm-fp64"), "_finish_kernel"): (2, 1),
     # scores twice, backward three times and g . value too; of weights, a part or three
