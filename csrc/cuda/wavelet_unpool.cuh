@@ -5,6 +5,9 @@
 //                               band and writes two rows of 2V values, all 16 bytes at a time. Blocks that pooling
 //                               dropped have threads too, which write their zeros.
 //
+// V is 16 bytes of values, or 1 where a row does not start on 16 bytes or does not end with a thread's values: there a
+// thread owns several rows, so that as much is on its way at once.
+//
 // Fewest bytes, values a value of the picture: the bands and the picture, 2.
 #pragma once
 #include "wavelet_pool.cuh"
@@ -16,7 +19,7 @@ __global__ void __launch_bounds__(kWaveletThreads, V > 4 ? 3 : 4)
     wavelet_unpool_fwd_kernel(WaveletPool p, Tiling tiling, Divisor channels, BandPointers<const T> bands,
                               T* __restrict__ picture) {
   using A = Acc<T>;
-  constexpr int R = kWaveletRows<T, V>;
+  constexpr int R = V > 1 ? 1 : kWaveletPlaces<T>;  // rows of the bands that a thread owns
   for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
     const Place at = place<V>(tiling, tile, ((p.h + 1) / 2 + R - 1) / R, (p.w + 1) / 2);
     if (!at.owns) continue;
@@ -93,7 +96,7 @@ cudaError_t wavelet_unpooling(const WaveletPool& p, const BandPointers<const T>&
   for (int k = 0; k < 4; ++k) wide = wide && wide_rows(bands.band[k], p.bands[k]);
   return with_width<T>(wide, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    constexpr int R = kWaveletRows<T, V>;
+    constexpr int R = V > 1 ? 1 : kWaveletPlaces<T>;
     const int64_t rows = ((p.h + 1) / 2 + R - 1) / R;
     const Tiling tiling = make_tiling(p.planes(), rows, (p.w + 1) / 2, V, 64, kWaveletThreads, 0, 0);
     const auto kernel = wavelet_unpool_fwd_kernel<T, V>;

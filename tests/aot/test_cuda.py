@@ -72,13 +72,14 @@ FAST = {
 # Of 16 bits these move 8 bytes: four values a thread, whose float32 fills the registers.
 FOUR_VALUES = r"style_kernel_conv_bwd_"
 # The most registers of a kernel, by the first pattern that fits its name. A multiprocessor has 65,536: with 256 threads
-# a block, of strips 128, these leave room for one block, one, two, three, three, four, and two.
+# a block, of strips 128, these leave room for one block, one, two, three, three, three, four, and two.
 REGISTERS = {
     r"style_kernel_conv_bwd_kernel<(?!float, 4)|adaconv_bwd_taps_kernel<\w+, \d, 4": 255,
     r"(adain|factorized_instance_norm)_\w+_kernel<(double|__\w+, 1)": 168,
     r"factorized_instance_norm_fwd_kernel": 96,
     r"style_kernel_conv_bwd_strip_kernel<double": 168,
-    r"(adain|factorized_instance_norm|part)_\w+_kernel|wavelet_unpool_fwd_kernel<\w+, 8|wavelet_\w+_kernel<\w+, 1": 80,
+    r"(adain|factorized_instance_norm|part)_\w+_kernel": 80,
+    r"wavelet_unpool_fwd_kernel<\w+, 8|wavelet_\w+_kernel<\w+, (1|long)": 80,
     r"(instance_norm_\w+|adaconv_(bwd_bias|depthwise_fwd)|wavelet_\w+)_kernel<(?!double)": 64,
     "": 128,
 }
