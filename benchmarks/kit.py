@@ -58,20 +58,22 @@ def graphed(run: Callable[[], Any]) -> Callable[[], None]:
     return graph.replay
 
 
-def interleaved(runs: dict[str, Callable[[], Any]], rounds: int = 9, seconds: float = 0.05) -> dict[str, float]:
-    """Median seconds of each, in turns, so that a slow moment of the machine hits all of them.
+def interleaved(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median seconds of each. On a GPU the time is the GPU's own: see `graphed`."""
+    if DEVICE == "cpu":
+        return medians(runs)
+    seconds = medians({name: graphed(run) for name, run in runs.items()}, seconds=0.01)
+    return {name: value / GRAPHED for name, value in seconds.items()}
 
-    On a GPU the time is the GPU's own: see `graphed`.
-    """
-    if DEVICE == "cuda":
-        runs, seconds = {name: graphed(run) for name, run in runs.items()}, seconds / 5
+
+def medians(runs: dict[str, Callable[[], Any]], rounds: int = 9, seconds: float = 0.05) -> dict[str, float]:
+    """Median seconds of each, in turns, so that a slow moment of the machine hits all of them."""
     calls = {name: max(1, int(seconds / max(timed(run, 1), timed(run, 2)))) for name, run in runs.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             samples[name].append(timed(run, calls[name]))
-    unit = GRAPHED if DEVICE == "cuda" else 1
-    return {name: statistics.median(values) / unit for name, values in samples.items()}
+    return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def copy_of(size: int) -> Callable[[], Any]:
@@ -142,7 +144,8 @@ def compare(
                 run()
             return
         seconds = interleaved(runs | {"copy": copy_of(size)})
-        launched = {name: timed(runs[name], 50) for name in ("ours", "compiled")} if DEVICE == "cuda" else {}
+        calls = {name: runs[name] for name in ("ours", "compiled")} if DEVICE == "cuda" else {}
+        launched = medians(calls, rounds=5, seconds=0.02)
         benchmark.pedantic(lambda: (runs["ours"](), synchronize()), rounds=5, iterations=3, warmup_rounds=1)
     benchmark.extra_info["median_seconds"], benchmark.extra_info["launched_seconds"] = seconds, launched
     benchmark.extra_info["bytes"] = size
