@@ -58,11 +58,11 @@ def graphed(run: Callable[[], Any]) -> Callable[[], None]:
     return graph.replay
 
 
-def interleaved(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
+def interleaved(runs: dict[str, Callable[[], Any]], rounds: int = 9) -> dict[str, float]:
     """Median seconds of each. On a GPU the time is the GPU's own: see `graphed`."""
     if DEVICE == "cpu":
-        return medians(runs)
-    seconds = medians({name: graphed(run) for name, run in runs.items()}, seconds=0.01)
+        return medians(runs, rounds)
+    seconds = medians({name: graphed(run) for name, run in runs.items()}, rounds, seconds=0.01)
     return {name: value / GRAPHED for name, value in seconds.items()}
 
 
