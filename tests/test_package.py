@@ -45,7 +45,7 @@ def test_arrows_run_one_way():
 
 
 def test_triton_kernels_import_torch_and_triton_only():
-    allowed = {"torch", "triton", "__future__", "collections", "contextlib", "math", "typing", "functools"}
+    allowed = {"torch", "triton", "__future__", "collections", "contextlib", "functools", "math", "struct", "typing"}
     for path in (ROOT / "triton_kernels").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
