@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
+
+from .quick_interpreter import quick_interpreter
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -20,28 +20,11 @@ torch.set_num_threads(2)
 
 
 @pytest.fixture(autouse=True, scope="session")
-def quick_interpreter() -> Iterator[None]:
-    """Triton's interpreter looks for what to patch in triton.language at each call of a function within a kernel.
-
-    That takes a third of its time, and finds nothing after the first.
-    """
+def interpreter() -> Iterator[None]:
     if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
         yield
         return
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    @functools.cache
-    def modules_of(function: Any) -> list[Any]:
-        return [module for module in (tl, tl.core) if any(x is module for x in function.__globals__.values())]
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(tl.core.is_builtin(module.load) for module in modules_of(self.fn)):
-            interpreter._patch_lang(self.fn)
-        return self.rewrite()(*args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter.InterpretedFunction, "__call__", call)
+    with quick_interpreter():
         yield
 
 
