@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,12 +75,10 @@ class OperatorSuite(CudaSuite):
         given, expected = self.run(type(self).function, ours, upstream), self.run(type(self).reference, truth, upstream)
         names = [f"output {k}" for k in range(len(shaped))]
         names += [f"grad_{k}" for k, x in case.tensors.items() if x is not None]
-        plain: list[Tensor | None] = [None] * len(names)
-        if dtype == torch.float32:
-            plain = list(self.run(type(self).reference, ours, upstream))
-        for name, a, b, p in zip(names, given, expected, plain, strict=True):
+        plain = functools.cache(lambda: self.run(type(self).reference, ours, upstream))
+        for k, (name, a, b) in enumerate(zip(names, given, expected, strict=True)):
             if b.is_floating_point():
-                assert_close(a, b, dtype, name, p)
+                assert_close(a, b, dtype, name, (lambda k=k: plain()[k]) if dtype == torch.float32 else None)
             else:
                 assert torch.equal(a.cpu(), b), name
         assert all(y.is_contiguous() for y in given[: len(shaped)])
@@ -279,8 +277,8 @@ class OperatorSuite(CudaSuite):
         for a, b in zip(self.run(compiled, Case(case.tensors), upstream), expected, strict=True):
             assert relative_error(a, b) <= TOLERANCE[torch.float32]
 
-    @pytest.mark.slow
-    def test_exports_to_a_program_without_python(self, tmp_path: Path, compiled_op: Any) -> None:
+    def test_exports(self, compiled_op: Any) -> None:
+        """test_export.py makes a program without Python of it, of all operators at once: that takes a C++ compiler."""
         case = self.cases[self.typical]().to("cpu", torch.float32)
         names = list(case.tensors)
         tensors = tuple(None if x is None else x.detach() for x in case.tensors.values())
@@ -288,13 +286,10 @@ class OperatorSuite(CudaSuite):
 
         class Module(torch.nn.Module):
             def forward(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-                return tuple(2 * y for y in outputs(function(**dict(zip(names, tensors, strict=True)), **options)))
+                return outputs(function(**dict(zip(names, tensors, strict=True)), **options))
 
-        expected = Module()(*tensors)
         exported = torch.export.export(Module(), tensors)
-        assert all(map(torch.equal, exported.module()(*tensors), expected))
-        package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "module.pt2"))
-        assert all(map(torch.equal, torch._inductor.aoti_load_package(package)(*tensors), expected))
+        assert all(map(torch.equal, exported.module()(*tensors), Module()(*tensors)))
 
     def test_autocast_decides_the_dtype(self, backend: str, device: str) -> None:
         case = self.cases[self.typical]().to(device, torch.float32)

@@ -58,9 +58,6 @@ class TestRemd(OperatorSuite):
     def op_arguments(self, case: Case) -> tuple[Any, ...]:
         return (*case.tensors.values(), case.options.get("metric", "cosine"), 1e-12)
 
-    # A compiler adds the means up in an order of its own; min_distances itself is compared bit by bit.
-    test_exports_to_a_program_without_python = None
-
     def test_is_the_larger_mean(self, backend: str, device: str) -> None:
         x, y = torch.randn(3, 9, 7, device=device), torch.randn(3, 11, 7, device=device)
         found = min_distances(x, y)
