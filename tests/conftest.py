@@ -1,4 +1,4 @@
-"""Before anything imports triton: without a GPU its kernels run in the interpreter. Each test has inputs of its own."""
+"""Before anything imports torch or triton: without a GPU kernels are interpreted. Each test has inputs of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import zlib
 from collections.abc import Iterator
 
 import pytest
+
+# Tests run side by side: a thread that has nothing to do sleeps, rather than take the time of another process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from .quick_interpreter import quick_interpreter
