@@ -63,16 +63,17 @@ def test_gradients_reach_every_parameter_and_none_the_encoders(name: str, networ
 
 
 def test_two_hundred_steps_halve_the_papers_loss(name: str, network: StyleTransfer) -> None:
+    """And it stays there: for ten steps on end, after which no more are made."""
     objective, content, style = OBJECTIVES[name](), pictures(1, 48, 48), pictures(1, 48, 48, 12)
     optimizer = torch.optim.Adam(trained(network), 2e-3)
-    losses = []
-    for _ in range(200):
+    losses: list[float] = []
+    while len(losses) < 200 and (len(losses) < 11 or max(losses[-10:]) >= losses[0] / 2):
         optimizer.zero_grad()
         loss = objective(network, content, style)["total"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2
+    assert max(losses[-10:]) < losses[0] / 2
 
 
 def test_operators_and_plain_torch_give_the_same_picture(network: StyleTransfer) -> None:

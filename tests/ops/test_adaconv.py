@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import stylekern
 from stylekern import reference
 from stylekern.ops import adaconv
 
@@ -61,7 +62,7 @@ class TestAdaconv(OperatorSuite):
         "one-pixel": lambda: make(n=1, h=1, w=1, padding_mode="replicate", eps=1.0),
         "eight-a-group": lambda: make(n=1, c=8, co=24, size=8, h=11, w=21),
         "odd-groups": lambda: make(n=1, c=14, co=14, size=7, h=4, w=33, padding_mode="replicate"),
-        "two-steps": lambda: make(c=32, co=48, size=16, h=4, w=5),
+        "two-steps": lambda: make(n=1, c=16, co=24, size=16, k=(1, 3), h=4, w=5),
         "one-row": lambda: make(n=1, c=2, co=2, h=1, w=40, padding_mode="zeros"),
         "empty-batch": lambda: make(n=0),
         "empty-height": lambda: make(h=0),
@@ -126,6 +127,11 @@ class TestAdaconv(OperatorSuite):
             adaconv(*tensors)
         given = {x.untyped_storage().data_ptr() for x in tensors if x is not None}
         assert kept and sum(x.nbytes for x in kept if x.untyped_storage().data_ptr() not in given) < composed
+
+    def test_several_groups_of_several_samples_in_two_steps(self, compiled_op: Any) -> None:
+        """So many channels take the interpreter of Triton a minute."""
+        with stylekern.use_backend("compiled"):
+            self.check(make(c=32, co=48, size=16, h=4, w=5), "cpu", torch.float32)
 
     def test_pointwise_may_have_the_shape_of_a_convolution(self, backend: str) -> None:
         x, spatial, pointwise, bias = (t for t in make().to("cpu", torch.float32).tensors.values())
