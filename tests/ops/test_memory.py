@@ -39,7 +39,7 @@ CGM = "cgm_attention(*tensors, torch.ones(1, {}), alpha=4.0, gate_grad='straight
         (CGM, 3, 8192, 16, "float32", 48),
         ("min_distances(*tensors)", 2, 8192, 64, "float32", 40),
         ("min_distances(*tensors)", 2, 8192, 64, "bfloat16", 40),
-        pytest.param(CGM, 3, 16384, 512, "float32", 160, marks=pytest.mark.slow),
+        pytest.param(CGM, 3, 8192, 512, "float32", 64, marks=pytest.mark.slow),
         pytest.param("remd(*tensors)", 2, 16384, 512, "float32", 96, marks=pytest.mark.slow),
     ],
 )
