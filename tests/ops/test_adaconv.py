@@ -149,7 +149,8 @@ class TestAdaconv(OperatorSuite):
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
     @pytest.mark.parametrize(("size", "h", "w"), [(1, 3700, 64), (1, 512, 65), (3, 3700, 64)])
     def test_results_too_large_for_a_cache(self, dtype: torch.dtype, size: int, h: int, w: int) -> None:
-        self.check(make(n=2, c=9, co=9, size=size, h=h, w=w), "cpu", dtype)
+        n = 1 if dtype == torch.float64 else 2  # as many bytes as of float32
+        self.check(make(n=n, c=9, co=9, size=size, h=h, w=w), "cpu", dtype)
 
     def test_a_large_mean_costs_no_more_digits_than_plain_torch(self, backend: str) -> None:
         case = make(n=1, c=16, co=16, size=1, h=32, w=48)

@@ -86,7 +86,8 @@ class TestWaveletUnpool(OperatorSuite):
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
     @pytest.mark.parametrize(("h", "w"), [(950, 64), (256, 65)])
     def test_results_too_large_for_a_cache(self, dtype: torch.dtype, h: int, w: int) -> None:
-        self.check(make(n=2, c=9, h=h, w=w), "cpu", dtype)
+        n = 1 if dtype == torch.float64 else 2  # as many bytes as of float32
+        self.check(make(n=n, c=9, h=h, w=w), "cpu", dtype)
 
     def test_large_results_of_misaligned_bands(self) -> None:
         self.check(make(n=2, c=9, h=950, w=64), "cpu", torch.float32, "misaligned")
