@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 from dataclasses import dataclass, replace
 
@@ -188,13 +189,20 @@ def test_groups_of_any_size(host, case):
     assert_matches_reference(host, case)
 
 
+GROUPS = ((1, 32), (2, 8), (4, 12), (8, 6), (16, 5))  # channels in and, of all groups, out
+
+
 @cases(
     *(
         Case(n=2, c=16, size=size, out=out, h=5, w=w, kh=k, kw=k, padding=padding, normalize=k == 3, dtype=dtype)
-        for size, out in ((1, 32), (2, 8), (4, 12), (8, 6), (16, 5))
-        for w, k, padding in ((16, 3, "reflect"), (9, 3, "zeros"), (16, 2, "replicate"), (9, 5, "reflect"))
+        for size, out in GROUPS
+        for w, k, padding in ((16, 3, "reflect"), (9, 3, "zeros"), (16, 2, "replicate"))
         for dtype in DTYPES
-    )
+    ),
+    *(
+        Case(n=2, c=16, size=size, out=out, h=5, w=9, kh=5, kw=5, normalize=False, dtype=dtype)
+        for (size, out), dtype in zip(GROUPS, itertools.cycle(DTYPES), strict=False)
+    ),
 )
 def test_channels_out_other_than_in(host, case):
     assert_matches_reference(host, case)
