@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+#: The versions of Triton whose inner workings these are.
+KNOWN = ("3.7.0", "3.7.1")
+
 
 @contextmanager
 def quick_interpreter() -> Iterator[None]:
