@@ -20,7 +20,8 @@ class InputPlanes {
   int64_t tile() const { return tile_rows(p_.group_in(), values_.stride(), p_.kh); }
 
   // Rows [i0 - top, i1 + kh - 1 - top) of the channels of a sample and group: what output rows [i0, i1) read.
-  void fill(const T* input, const A* mean, const A* rstd, int64_t n, int64_t g, int64_t i0, int64_t i1) {
+  STYLEKERN_NOINLINE void fill(const T* input, const A* mean, const A* rstd, int64_t n, int64_t g, int64_t i0,
+                               int64_t i1) {
     rows_ = i1 - i0 + p_.kh - 1;
     values_.resize(p_.group_in() * rows_);
     for (int64_t m = 0; m < p_.group_in(); ++m) {
@@ -109,11 +110,8 @@ class AdaConvForward {
   // B outputs of the group from `first` on.
   template <int B>
   void block(int64_t n, int64_t g, int64_t first, int64_t i0, int64_t i1) {
-    const int64_t no = n * p_.out_c + g * p_.group_out() + first, taps = int64_t{p_.kh} * p_.kw;
-    const A* const kernel = args_.kernel + no * p_.group_in() * taps;
-    const A* const weights = weights_.pack(p_.group_in(), p_.kh, p_.kw, B, [&](int64_t m, int o, int a, int b) {
-      return kernel[(o * p_.group_in() + m) * taps + a * p_.kw + b];
-    });
+    const int64_t no = n * p_.out_c + g * p_.group_out() + first;
+    const A* const weights = this->weights(no, B);
     const A* const bias = args_.bias ? args_.bias + no : nullptr;
     for_row_blocks<kBlockRows<B>>(i1 - i0, [&](int64_t i, auto rows) {
       T* const y = args_.output + (no * p_.h + i0 + i) * p_.w;
@@ -124,12 +122,25 @@ class AdaConvForward {
         const int64_t stride = converted_.stride();
         convolve_rows<B, rows>(x_.from(i), weights, bias, TargetPlanes<A>{converted_.row(0), rows * stride, stride},
                                p_.w);
-        for (int k = 0; k < B * rows; ++k)
-          for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-            store(y + (k / rows * p_.h + k % rows) * p_.w + j, load(converted_.row(k) + j, count), count);
-          });
+        for (int k = 0; k < B; ++k) convert(k * rows, rows, y + k * p_.h * p_.w);
       }
     });
+  }
+
+  STYLEKERN_NOINLINE const A* weights(int64_t no, int outputs) {
+    const int64_t taps = int64_t{p_.kh} * p_.kw;
+    const A* const kernel = args_.kernel + no * p_.group_in() * taps;
+    return weights_.pack(p_.group_in(), p_.kh, p_.kw, outputs, [&](int64_t m, int o, int a, int b) {
+      return kernel[(o * p_.group_in() + m) * taps + a * p_.kw + b];
+    });
+  }
+
+  // `count` rows that convolve_rows() made, from the first on.
+  STYLEKERN_NOINLINE void convert(int64_t first, int64_t count, T* y) const {
+    for (int64_t i = 0; i < count; ++i)
+      for_vectors<A>(p_.w, [&](int64_t j, auto lanes) STYLEKERN_ALWAYS_INLINE {
+        store(y + i * p_.w + j, load(converted_.row(first + i) + j, lanes), lanes);
+      });
   }
 
   AdaConvArgs<T> args_;

@@ -51,7 +51,7 @@ class AdaConvBackwardInput {
   int right() const { return p_.kw - 1 - p_.left(); }
 
   // Rows of g that the rows [i0, i1) of grad_x read, with zeros around.
-  void fill(int64_t n, int64_t g, int64_t i0, int64_t i1) {
+  STYLEKERN_NOINLINE void fill(int64_t n, int64_t g, int64_t i0, int64_t i1) {
     g_rows_ = i1 - i0 + p_.kh - 1;
     g_.resize(p_.group_out() * g_rows_);
     for (int64_t o = 0; o < p_.group_out(); ++o) {
@@ -79,12 +79,7 @@ class AdaConvBackwardInput {
 
   template <int B>
   void block(int64_t n, int64_t g, int64_t first, int64_t count, A* grad_x, bool more) {
-    const int64_t taps = int64_t{p_.kh} * p_.kw;
-    const A* const kernel =
-        args_.kernel + ((n * p_.out_c + g * p_.group_out()) * p_.group_in() + first) * taps + taps - 1;
-    const A* const weights = weights_.pack(p_.group_out(), p_.kh, p_.kw, B, [&](int64_t o, int m, int a, int b) {
-      return kernel[(o * p_.group_in() + m) * taps - a * p_.kw - b];
-    });
+    const A* const weights = this->weights(n, g, first, B);
     for_row_blocks<kBlockRows<B>>(count, [&](int64_t i, auto rows) {
       rows_.resize(B * rows);
       const int64_t stride = rows_.stride();
@@ -96,8 +91,17 @@ class AdaConvBackwardInput {
     });
   }
 
+  STYLEKERN_NOINLINE const A* weights(int64_t n, int64_t g, int64_t first, int inputs) {
+    const int64_t taps = int64_t{p_.kh} * p_.kw;
+    const A* const kernel =
+        args_.kernel + ((n * p_.out_c + g * p_.group_out()) * p_.group_in() + first) * taps + taps - 1;
+    return weights_.pack(p_.group_out(), p_.kh, p_.kw, inputs, [&](int64_t o, int m, int a, int b) {
+      return kernel[(o * p_.group_in() + m) * taps - a * p_.kw - b];
+    });
+  }
+
   // `count` rows that convolve_rows() made, from the first on.
-  void take(int64_t first, int64_t count, A* to, bool more) {
+  STYLEKERN_NOINLINE void take(int64_t first, int64_t count, A* to, bool more) {
     for (int64_t i = 0; i < count; ++i) {
       A *const row = rows_.row(first + i), *const sum = to + i * p_.w;
       border_.fold(row);
@@ -215,10 +219,10 @@ class AdaConvBackwardKernel {
               for (int o = 0; o < B; ++o) part[o][a][b] = fma(g[o][a], xb, part[o][a][b]);
         }
       };
-      int64_t q = 0;
-      for (; q < 2; ++q) row(q, false);
-      for (; q < area.rows; ++q) row(q, true);
-      for (; q < area.rows + 2; ++q) row(q, false);
+      for (int64_t q = 0; q < area.rows + 2; ++q) {
+        for (; q >= 2 && q < area.rows; ++q) row(q, true);
+        row(q, false);  // the first two and the last two
+      }
     });
     for (int o = 0; o < B; ++o)
       for (int a = 0; a < 3; ++a)

@@ -39,13 +39,14 @@ STYLEKERN_INLINE Vec<A> right_of_last(Padding padding, Vec<A> here) {
 }
 
 // R rows of V vectors of columns, from column j[v] on. `first` and `last`: the row begins with the first, ends with the
-// last of them.
+// last of them; constants, but for single vectors.
 //
 // Three rows of sums take part in a row of x, and an addition to a sum waits for the one before it: with two vectors
 // there are enough of them to wait for nothing.
-template <int R, int V, bool first, bool last, class T>
+template <int R, int V, class T>
 STYLEKERN_INLINE void depthwise_vectors(const DepthwisePlane<T>& p, const T* const (&rows)[R + 2],
-                                        const Vec<Acc<T>> (&weights)[9], const int64_t (&j)[V], T* y) {
+                                        const Vec<Acc<T>> (&weights)[9], const int64_t (&j)[V], bool first, bool last,
+                                        T* y) {
   using A = Acc<T>;
   constexpr int lanes = kLanes<A>;
   const std::integral_constant<int, lanes> whole;
@@ -85,6 +86,13 @@ STYLEKERN_INLINE void depthwise_vectors(const DepthwisePlane<T>& p, const T* con
     for (int v = 0; v < V; ++v) store_or_stream(y + r * p.w + j[v], sum[r][v], whole, p.streamed);
 }
 
+// One vector, anywhere in a row: what rows of an odd number of vectors end with, and planes of a few values consist of.
+template <int R, class T>
+STYLEKERN_NOINLINE void depthwise_vector(const DepthwisePlane<T>& p, const T* const (&rows)[R + 2],
+                                         const Vec<Acc<T>> (&weights)[9], int64_t j, T* y) {
+  depthwise_vectors<R, 1>(p, rows, weights, {j}, j == 0, j + kLanes<Acc<T>> == p.w, y);
+}
+
 // Rows [row0, row1) of a plane that is wider than a vector. A last vector that is not whole reaches back over columns
 // that are done already.
 template <class T>
@@ -99,14 +107,15 @@ void depthwise_3x3(const DepthwisePlane<T> p, int64_t row0, int64_t row1) {
     const T* rows[R + 2];
     for (int q = 0; q < R + 2; ++q) rows[q] = p.source(row0 + i + q - 1);
     T* const y = p.y + (row0 + i) * p.w;
-    if (end <= lanes) return depthwise_vectors<R, 2, true, true>(p, rows, weights, {0, end}, y);
-    depthwise_vectors<R, 2, true, false>(p, rows, weights, {0, lanes}, y);
-    int64_t j = 2 * lanes;
-    for (; j + lanes < end; j += 2 * lanes) depthwise_vectors<R, 2, false, false>(p, rows, weights, {j, j + lanes}, y);
-    if (j < end)
-      depthwise_vectors<R, 2, false, true>(p, rows, weights, {j, end}, y);
-    else
-      depthwise_vectors<R, 1, false, true>(p, rows, weights, {end}, y);
+    int64_t j = 0;
+    if (R > 1 && end > lanes) {
+      depthwise_vectors<R, 2>(p, rows, weights, {0, lanes}, true, false, y);
+      for (j = 2 * lanes; j + lanes < end; j += 2 * lanes)
+        depthwise_vectors<R, 2>(p, rows, weights, {j, j + lanes}, false, false, y);
+      if (j < end) return depthwise_vectors<R, 2>(p, rows, weights, {j, end}, false, true, y);
+    }
+    for (; j < end; j += lanes) depthwise_vector<R>(p, rows, weights, j, y);
+    depthwise_vector<R>(p, rows, weights, end, y);
   });
 }
 

@@ -103,11 +103,10 @@ STYLEKERN_INLINE void convolve_vector(const SourcePlanes<A>& from, const A* weig
     for (int r = 0; r < R; ++r) store_or_stream(to.y + o * to.plane + r * to.row + j, sum[o][r], count, to.streamed);
 }
 
-// R rows of w values, K taps both ways where that is known when compiling, else 0. Not inlined: the compiler would else
-// repeat it for every caller.
+// R rows of w values, K taps both ways where that is known when compiling, else 0.
 template <int K, int B, int R, class A>
-__attribute__((noinline)) void convolve_block(const SourcePlanes<A> from, const A* weights, const A* bias,
-                                              const TargetPlanes<A> to, int64_t w) {
+STYLEKERN_NOINLINE void convolve_block(const SourcePlanes<A> from, const A* weights, const A* bias,
+                                       const TargetPlanes<A> to, int64_t w) {
   for_vectors<A>(w, [&](int64_t j, auto count)
                         STYLEKERN_ALWAYS_INLINE { convolve_vector<K, B, R>(from, weights, bias, to, j, count); });
 }

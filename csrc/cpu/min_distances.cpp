@@ -162,7 +162,7 @@ class Search {
   }
 
   // A row with NaN is NaN away from all others, and a minimum with NaN among them is the first of those.
-  void prefer_bad(const Features<T>& side, const Features<T>& other, int64_t* index) const {
+  STYLEKERN_NOINLINE void prefer_bad(const Features<T>& side, const Features<T>& other, int64_t* index) const {
     int64_t first = 0;
     while (first < other.count && !bad(other, first)) ++first;
     for (int64_t i = 0; i < side.count; ++i) {
@@ -179,13 +179,13 @@ class Search {
                        [](double s) { return s == 0 || (s >= 1e-30 && s <= 1e30); });
   }
   // Whether some row has a norm between 0 and eps, so that dividing by eps makes it no unit vector.
-  bool shortened(const Features<T>& side) const {
+  STYLEKERN_NOINLINE bool shortened(const Features<T>& side) const {
     return std::any_of(side.square, side.square + side.count, [&](double s) { return s > 0 && std::sqrt(s) < p_.eps; });
   }
   double norm(const Features<T>& side, int64_t i) const { return std::max(std::sqrt(side.square[i]), p_.eps); }
 
   // A block of rows as the products need them, in scratch; and what is added to their products.
-  void pack(const Features<T>& side, int64_t first, int64_t count, Tensor& block, A* add) const {
+  STYLEKERN_NOINLINE void pack(const Features<T>& side, int64_t first, int64_t count, Tensor& block, A* add) const {
     A* const to = mutable_data<A>(block);
     const T* const centre = y_.row(centre_);
     parallel_for(count, 4 * p_.d, [&](int64_t begin, int64_t end) {
@@ -236,8 +236,8 @@ class Search {
     }
   }
 
-  void prepare(const Features<T>& side, int64_t first, int64_t count, bool direct, bool by_differences, Tensor& block,
-               A* scale, A* add) const {
+  STYLEKERN_NOINLINE void prepare(const Features<T>& side, int64_t first, int64_t count, bool direct,
+                                  bool by_differences, Tensor& block, A* scale, A* add) const {
     for (int64_t i = 0; i < count; ++i) scale[i] = 1, add[i] = 0;
     if (direct) {
       for (int64_t i = 0; i < count; ++i) scale[i] = A(1 / norm(side, first + i));
@@ -280,6 +280,11 @@ class Search {
         K::sweep(order, band * kBand, std::min(rows, (band + 1) * kBand), s_.row_best.data() + i0, row_index_ + i0, j0,
                  s_.band_best.data() + band * s_.stride, s_.band_index.data() + band * s_.stride);
     });
+    take_bands(bands, i0, j0, columns);
+  }
+
+  // The minima of columns that the bands of a tile have.
+  STYLEKERN_NOINLINE void take_bands(int64_t bands, int64_t i0, int64_t j0, int64_t columns) {
     for (int64_t band = 0; band < bands; ++band)
       for (int64_t j = 0; j < columns; ++j) {
         const A best = s_.band_best[size_t(band * s_.stride + j)];
@@ -290,8 +295,8 @@ class Search {
       }
   }
 
-  void measure(const Features<T>& side, const Features<T>& other, const int64_t* index, T* minimum, double* match,
-               double* norms) const {
+  STYLEKERN_NOINLINE void measure(const Features<T>& side, const Features<T>& other, const int64_t* index, T* minimum,
+                                  double* match, double* norms) const {
     constexpr double nan = std::numeric_limits<double>::quiet_NaN();
     parallel_for(side.count, 4 * p_.d, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {

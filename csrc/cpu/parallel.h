@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "simd.h"
+
 namespace stylekern {
 
 // Steps 0 to count - 1 of a loop, an equal share a thread, which takes it in chunks, large ones first. When its own is
@@ -16,7 +18,8 @@ namespace stylekern {
 // what a thread has in its caches, from the operator before or the call before, mostly is its share.
 class Chunks {
  public:
-  Chunks(int64_t count, int64_t threads, int64_t smallest) : shares_(size_t(threads)), smallest_(smallest) {
+  STYLEKERN_NOINLINE Chunks(int64_t count, int64_t threads, int64_t smallest)
+      : shares_(size_t(threads)), smallest_(smallest) {
     for (int64_t t = 0; t < threads; ++t) {
       shares_[size_t(t)].next = count * t / threads;
       shares_[size_t(t)].end = count * (t + 1) / threads;
@@ -24,7 +27,7 @@ class Chunks {
   }
 
   // The next chunk for a thread; empty when all are taken.
-  std::pair<int64_t, int64_t> take(int64_t thread) {
+  STYLEKERN_NOINLINE std::pair<int64_t, int64_t> take(int64_t thread) {
     for (size_t k = 0; k < shares_.size(); ++k) {
       Share& share = shares_[(size_t(thread) + k) % shares_.size()];
       int64_t begin = share.next.load(std::memory_order_relaxed);

@@ -4,13 +4,14 @@
 #include <vector>
 
 #include "../common/border.h"
+#include "simd.h"
 
 namespace stylekern {
 
 // The columns that a row's extension reads, looked up once: the rule costs more than the copy.
 class RowBorder {
  public:
-  RowBorder(int64_t w, int64_t left, int64_t right, Padding padding)
+  STYLEKERN_NOINLINE RowBorder(int64_t w, int64_t left, int64_t right, Padding padding)
       : w_(w), left_(size_t(left)), right_(size_t(right)) {
     for (int64_t m = 0; m < left; ++m) left_[size_t(m)] = border_index(-1 - m, w, padding);
     for (int64_t m = 0; m < right; ++m) right_[size_t(m)] = border_index(w + m, w, padding);
@@ -45,7 +46,7 @@ class PaddedRows {
  public:
   PaddedRows(int64_t w, int64_t halo) : before_(round_up(halo)), stride_(before_ + round_up(w + halo) + kLine) {}
 
-  void resize(int64_t rows) {
+  STYLEKERN_NOINLINE void resize(int64_t rows) {
     const size_t needed = size_t(rows * stride_ + kLine);
     if (values_.size() < needed) values_.resize(needed);
     const uintptr_t address = reinterpret_cast<uintptr_t>(values_.data()), line = kLine * sizeof(A);

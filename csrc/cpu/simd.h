@@ -24,6 +24,14 @@
 #define STYLEKERN_ALWAYS_INLINE __attribute__((always_inline))
 #define STYLEKERN_INLINE inline STYLEKERN_ALWAYS_INLINE
 
+// Functions that a call costs nothing, once a row or a tile: inlined at each of their callers, or cloned for one of
+// them, they would be much of what there is to compile.
+#if defined(__clang__)
+#define STYLEKERN_NOINLINE __attribute__((noinline))
+#else
+#define STYLEKERN_NOINLINE __attribute__((noinline, noclone))
+#endif
+
 namespace stylekern {
 
 // 16-bit storage; arithmetic happens in float.

@@ -13,15 +13,16 @@ STYLEKERN_INLINE Lanes<A> lane_numbers() {
   return lane_numbers<A>(std::make_integer_sequence<int, kLanes<A>>());
 }
 
-// The `count` first lanes, the others zero; nothing is read or written beyond them.
+// The `count` first lanes, the others zero; nothing is read or written beyond them. By way of memory, these are called:
+// they call memcpy themselves, and ends of rows would be a fifth of what there is to compile.
 template <class T>
-STYLEKERN_INLINE Vec<Acc<T>> load_first(const T* p, int64_t count) {
+STYLEKERN_NOINLINE Vec<Acc<T>> load_first(const T* p, int64_t count) {
   T buffer[kLanes<Acc<T>>] = {};
   std::memcpy(buffer, p, size_t(count) * sizeof(T));
   return load(buffer);
 }
 template <class T>
-STYLEKERN_INLINE void store_first(T* p, Vec<Acc<T>> v, int64_t count) {
+STYLEKERN_NOINLINE void store_first(T* p, Vec<Acc<T>> v, int64_t count) {
   T buffer[kLanes<Acc<T>>];
   store(buffer, v);
   std::memcpy(p, buffer, size_t(count) * sizeof(T));
@@ -91,13 +92,16 @@ STYLEKERN_INLINE Vec<A> first_lanes(Vec<A> v, int64_t count) {
 
 // Lanes j .. j + lanes - 1 of a row of w values, zero outside of the row.
 template <class T>
-STYLEKERN_INLINE Vec<Acc<T>> load_window(const T* row, int64_t j, int64_t w) {
+STYLEKERN_NOINLINE Vec<Acc<T>> load_end_window(const T* row, int64_t j, int64_t w) {
   constexpr int lanes = kLanes<Acc<T>>;
-  if (j >= 0 && j + lanes <= w) return load(row + j);
   T buffer[lanes] = {};
   const int64_t first = std::max<int64_t>(j, 0), last = std::min(j + lanes, w);
   if (first < last) std::memcpy(buffer + (first - j), row + first, size_t(last - first) * sizeof(T));
   return load(buffer);
+}
+template <class T>
+STYLEKERN_INLINE Vec<Acc<T>> load_window(const T* row, int64_t j, int64_t w) {
+  return j >= 0 && j + kLanes<Acc<T>> <= w ? load(row + j) : load_end_window(row, j, w);
 }
 #if STYLEKERN_VECTOR_BYTES == 64
 STYLEKERN_INLINE Vec<float> load_window(const float* row, int64_t j, int64_t w) {
