@@ -51,6 +51,22 @@ class Chunks {
   const int64_t smallest_;
 };
 
+// Where a thread has its chunks from: the threads' shares, or, alone, the whole loop at once. One type for both, so
+// that there is one body of a loop to compile.
+class Take {
+ public:
+  explicit Take(int64_t count) : count_(count) {}
+  Take(Chunks& chunks, int64_t thread) : chunks_(&chunks), thread_(thread) {}
+  std::pair<int64_t, int64_t> operator()() {
+    if (chunks_) return chunks_->take(thread_);
+    return {0, std::exchange(count_, 0)};
+  }
+
+ private:
+  Chunks* chunks_ = nullptr;
+  int64_t thread_ = 0, count_ = 0;
+};
+
 // Calls work(take) on as many of torch's threads as count steps are worth; take() returns the next chunk [begin, end)
 // of [0, count), empty when there is none. `operations` is about what one step costs; below kWorthAThread of them for
 // the whole loop, the caller's thread does it alone.
@@ -59,19 +75,16 @@ void on_threads(int64_t count, int64_t operations, const Work& work) {
   constexpr int64_t kWorthAThread = 1 << 16, kSmallest = 1 << 13;
   const int64_t cost = std::max<int64_t>(operations, 1), grain = std::max<int64_t>(kWorthAThread / cost, 1);
   const int64_t threads = std::min<int64_t>(int64_t(torch::stable::get_num_threads()), (count + grain - 1) / grain);
-  if (threads <= 1) {
-    bool taken = false;
-    return work([&] { return std::pair<int64_t, int64_t>(0, std::exchange(taken, true) ? 0 : count); });
-  }
+  const auto run = [&](Take take) STYLEKERN_NOINLINE { work(take); };
+  if (threads <= 1) return run(Take(count));
   Chunks chunks(count, threads, std::max<int64_t>(kSmallest / cost, 1));
-  torch::stable::parallel_for(0, threads, 1,
-                              [&](int64_t thread, int64_t) { work([&] { return chunks.take(thread); }); });
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) { run(Take(chunks, thread)); });
 }
 
 // Calls f(begin, end) on chunks of [0, count), on torch's threads.
 template <class F>
 void parallel_for(int64_t count, int64_t operations, const F& f) {
-  on_threads(count, operations, [&](const auto& take) {
+  on_threads(count, operations, [&](Take& take) {
     for (auto [begin, end] = take(); begin < end; std::tie(begin, end) = take()) f(begin, end);
   });
 }
@@ -89,7 +102,7 @@ inline int64_t band_count(int64_t units, int64_t h, int64_t taps) {
 // operator's problem.
 template <class P, class Make, class Work>
 void for_bands(const P& p, int64_t bands, int64_t operations, const Make& make, const Work& work) {
-  on_threads(p.n * p.groups * bands, operations, [&](const auto& take) {
+  on_threads(p.n * p.groups * bands, operations, [&](Take& take) {
     auto [begin, end] = take();
     if (begin == end) return;
     auto state = make();

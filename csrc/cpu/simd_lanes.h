@@ -13,19 +13,26 @@ STYLEKERN_INLINE Lanes<A> lane_numbers() {
   return lane_numbers<A>(std::make_integer_sequence<int, kLanes<A>>());
 }
 
+// Copies count < 2 * piece values. In pieces: a call of memcpy takes as long as several vectors.
+template <int piece, class T>
+STYLEKERN_INLINE void copy_first(T* to, const T* from, int64_t count) {
+  if (count & piece) std::memcpy(to, from, piece * sizeof(T)), to += piece, from += piece;
+  if constexpr (piece > 1) copy_first<piece / 2>(to, from, count);
+}
+
 // The `count` first lanes, the others zero; nothing is read or written beyond them. By way of memory, these are called:
-// they call memcpy themselves, and ends of rows would be a fifth of what there is to compile.
+// inlined, ends of rows would be a fifth of what there is to compile.
 template <class T>
 STYLEKERN_NOINLINE Vec<Acc<T>> load_first(const T* p, int64_t count) {
   T buffer[kLanes<Acc<T>>] = {};
-  std::memcpy(buffer, p, size_t(count) * sizeof(T));
+  copy_first<kLanes<Acc<T>>>(buffer, p, count);
   return load(buffer);
 }
 template <class T>
 STYLEKERN_NOINLINE void store_first(T* p, Vec<Acc<T>> v, int64_t count) {
   T buffer[kLanes<Acc<T>>];
   store(buffer, v);
-  std::memcpy(p, buffer, size_t(count) * sizeof(T));
+  copy_first<kLanes<Acc<T>>>(p, buffer, count);
 }
 #if STYLEKERN_VECTOR_BYTES == 64
 STYLEKERN_INLINE Vec<float> load_first(const float* p, int64_t count) {
@@ -96,9 +103,22 @@ STYLEKERN_NOINLINE Vec<Acc<T>> load_end_window(const T* row, int64_t j, int64_t 
   constexpr int lanes = kLanes<Acc<T>>;
   T buffer[lanes] = {};
   const int64_t first = std::max<int64_t>(j, 0), last = std::min(j + lanes, w);
-  if (first < last) std::memcpy(buffer + (first - j), row + first, size_t(last - first) * sizeof(T));
+  if (first < last) copy_first<lanes>(buffer + (first - j), row + first, last - first);
   return load(buffer);
 }
+#if STYLEKERN_VECTOR_BYTES == 32
+template <class A>
+STYLEKERN_INLINE __m256i lanes_inside(int64_t j, int64_t w) {
+  const int begin = int(std::clamp<int64_t>(-j, 0, kLanes<A>)), end = int(std::clamp<int64_t>(w - j, 0, kLanes<A>));
+  return (__m256i)((lane_numbers<A>() >= begin) & (lane_numbers<A>() < end));
+}
+STYLEKERN_INLINE Vec<float> load_end_window(const float* row, int64_t j, int64_t w) {
+  return (Vec<float>)_mm256_maskload_ps(row + j, lanes_inside<float>(j, w));  // masked lanes are not touched
+}
+STYLEKERN_INLINE Vec<double> load_end_window(const double* row, int64_t j, int64_t w) {
+  return (Vec<double>)_mm256_maskload_pd(row + j, lanes_inside<double>(j, w));
+}
+#endif
 template <class T>
 STYLEKERN_INLINE Vec<Acc<T>> load_window(const T* row, int64_t j, int64_t w) {
   return j >= 0 && j + kLanes<Acc<T>> <= w ? load(row + j) : load_end_window(row, j, w);

@@ -22,7 +22,7 @@ class InputTile {
 
   // Loads rows [i0 - rv, i1 + rv) of a channel's plane; row(i)[a] is then the row that tap a of output row i reads,
   // from its leftmost column on.
-  void fill(const T* plane, int64_t i0, int64_t i1, A mean, A rstd, bool normalize) {
+  STYLEKERN_NOINLINE void fill(const T* plane, int64_t i0, int64_t i1, A mean, A rstd, bool normalize) {
     const int rv = p_.rv();
     first_ = i0 - rv;
     rows_.resize(size_t(i1 - i0 + 2 * rv));
@@ -102,7 +102,7 @@ class StyleKernelConvForward {
   }
 
   // Rows [i0, i1) of t; t_row(i - i0) is the first value of such a row, which the border rule extends on both sides.
-  void vertical_rows(const T* v, const InputTile<T>& x, int64_t i0, int64_t i1) {
+  STYLEKERN_NOINLINE void vertical_rows(const T* v, const InputTile<T>& x, int64_t i0, int64_t i1) {
     t_.resize(i1 - i0);
     for (int64_t i = i0; i < i1; ++i) vertical_row(v + i * p_.vertical.row, x.row(i), t_row(i - i0));
   }
@@ -150,7 +150,7 @@ class StyleKernelConvForward {
     // Filters that several channels share stay in the first-level cache from one to the next.
     const int64_t tile = cpg == 1 ? row1 - row0 : std::max<int64_t>(kTileValues / p_.w, 1);
     for (int64_t i0 = row0; i0 < row1; i0 += tile)
-      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) rows(c, i0, std::min(i0 + tile, row1), NothingAhead());
+      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) rows(c, i0, std::min(i0 + tile, row1), NothingAhead<T>());
   }
 
   void run_tiles(int64_t n, int64_t g, int64_t row0, int64_t row1) {
@@ -193,7 +193,7 @@ class StyleKernelConvForward {
   }
 
   // y[j] = sum_b horizontal[b,j] * t[j+b-rh] + bias[j]
-  void horizontal_row(const T* u, const A* t, const T* bias, T* y) {
+  STYLEKERN_NOINLINE void horizontal_row(const T* u, const A* t, const T* bias, T* y) {
     t -= p_.rh();
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
@@ -204,7 +204,7 @@ class StyleKernelConvForward {
 
   // y[j] = sum_a vertical[a,j] * sum_b horizontal[b,j] * x[a,j+b] + bias[j]
   template <int K>
-  void outer_row(const T* v, const T* u, const A* const* x, const T* bias, T* y) {
+  STYLEKERN_NOINLINE void outer_row(const T* v, const T* u, const A* const* x, const T* bias, T* y) {
     const int kv = K ? K : p_.kv, kh = K ? K : p_.kh;
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};

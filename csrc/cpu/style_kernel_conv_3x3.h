@@ -27,12 +27,12 @@ STYLEKERN_INLINE auto beyond_right(Padding padding, V last) {
 
 // Calls use(j, count, left, here, right) along a row of w values. here = make(j, count) holds a vector `t`, lanes j to
 // j + count - 1 of the row; left and right are the same one lane down and up, with the border rule beyond the ends.
-template <class A, class Make, class Use>
-STYLEKERN_INLINE void for_neighbours(int64_t w, Padding padding, Make&& make, Use&& use) {
+// `rest`: w % lanes, a constant where that is known.
+template <class A, class Rest, class Make, class Use>
+STYLEKERN_INLINE void for_neighbours(int64_t w, Rest rest, Padding padding, Make&& make, Use&& use) {
   constexpr int lanes = kLanes<A>;
   const std::integral_constant<int, lanes> whole;
-  const int64_t rest = w % lanes;
-  auto here = w < lanes ? make(0, rest) : make(0, whole);
+  auto here = rest && w < lanes ? make(0, int64_t(rest)) : make(0, whole);
   Vec<A> before = broadcast(beyond_left(padding, here.t));
   int64_t j = 0;
   for (; j + 2 * lanes <= w; j += lanes) {
@@ -40,17 +40,20 @@ STYLEKERN_INLINE void for_neighbours(int64_t w, Padding padding, Make&& make, Us
     use(j, whole, shift_up(before, here.t), here, shift_down(here.t, next.t));
     before = here.t, here = next;
   }
-  if (rest == 0)
-    return use(j, whole, shift_up(before, here.t), here, shift_down(here.t, broadcast(beyond_right(padding, here.t))));
-  if (w > lanes) {
-    const auto next = make(j + lanes, rest);
+  if (w >= lanes || rest == 0) {
+    decltype(here) next{};
+    if (rest)
+      next = make(j + lanes, int64_t(rest));
+    else
+      next.t = broadcast(beyond_right(padding, here.t));
     use(j, whole, shift_up(before, here.t), here, shift_down(here.t, next.t));
+    if (rest == 0) return;
     before = here.t, here = next, j += lanes;
   }
   A border = 0;
   if (padding == Padding::kReplicate) border = get_lane<A>(here.t, rest - 1);
   if (padding == Padding::kReflect) border = rest > 1 ? get_lane<A>(here.t, rest - 2) : before[lanes - 1];
-  use(j, rest, shift_up(before, here.t), here, shift_down(with_lane(here.t, rest, border), Vec<A>{}));
+  use(j, int64_t(rest), shift_up(before, here.t), here, shift_down(with_lane(here.t, rest, border), Vec<A>{}));
 }
 
 // The three rows of x that a row of t reads, normalised as they are loaded. Passed by value, so that stores to results
@@ -95,8 +98,12 @@ class InputPlane {
   template <int V>
   STYLEKERN_ALWAYS_INLINE void load_row(int64_t i, Vec<A> (&to)[V]) const {
     const int64_t q = i < 0 ? above_ : i < h_ ? i : below_;
+    if (q >= 0)
 #pragma GCC unroll 4
-    for (int k = 0; k < V; ++k) to[k] = q < 0 ? Vec<A>{} : (load(x_ + q * row_ + k * kLanes<A>) - mean_) * rstd_;
+      for (int k = 0; k < V; ++k) to[k] = (load(x_ + q * row_ + k * kLanes<A>) - mean_) * rstd_;
+    else
+#pragma GCC unroll 4
+      for (int k = 0; k < V; ++k) to[k] = Vec<A>{};
   }
 
  private:
@@ -143,6 +150,7 @@ struct Ahead {
   RunningMoments<A> running = moments.running();
   const T* row = nullptr;
 
+  static std::integral_constant<int64_t, 0> rest(int64_t) { return {}; }  // can_share() asked for whole vectors
   STYLEKERN_INLINE void begin_row(int64_t i) { row = moments.row(i); }
   template <class N>
   STYLEKERN_INLINE void add(int64_t j, N count) {
@@ -151,7 +159,9 @@ struct Ahead {
   STYLEKERN_INLINE void end_row() { moments.end_row(running); }
   STYLEKERN_INLINE void end() { moments.collect(running); }
 };
+template <class T>
 struct NothingAhead {
+  static int64_t rest(int64_t w) { return w % kLanes<Acc<T>>; }
   STYLEKERN_INLINE void begin_row(int64_t) {}
   template <class N>
   STYLEKERN_INLINE void add(int64_t, N) {}
@@ -170,7 +180,7 @@ STYLEKERN_INLINE void forward_long_rows_3x3(const OutputPlane<T>& to, const Inpu
     T* const y = to.y + i * to.w;
     ahead.begin_row(i);
     for_neighbours<A>(
-        to.w, to.padding,
+        to.w, Sums::rest(to.w), to.padding,
         [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
           ahead.add(j, count);
           return vertical_3x3(x, v, to.v_tap, j, count);
@@ -197,6 +207,12 @@ struct RowGradients {
   bool fresh[3] = {};     // nothing has been written to that row yet
 };
 
+// tap[j] * g[j]
+template <class T>
+STYLEKERN_INLINE Acc<T> product_at(const T* tap, const T* g, int64_t j) {
+  return load_first(tap + j, 1)[0] * load_first(g + j, 1)[0];
+}
+
 // grad_t[q]            = sum over j, b with pad(j+b-1) = q of horizontal[b,j] * g[j]
 // grad_horizontal[b,j] = sum over channels of g[j] * t[j+b-1]
 // grad_vertical[a,j]   = sum over channels of grad_t[j] * x[a,j]
@@ -207,6 +223,12 @@ STYLEKERN_INLINE void backward_row_3x3(const StyleKernelConv& p, const InputRows
   using A = Acc<T>;
   const int64_t w = p.w, v_tap = p.vertical.tap, u_tap = p.horizontal.tap;
   const bool need_t = to.v || to.x[0] || to.x[1] || to.x[2];
+  // What the border rule read beyond the ends goes to one column on each side.
+  const int64_t first = border_index(-1, w, p.padding), last = border_index(w, w, p.padding);
+  const A to_first = product_at(u, g, 0), to_last = product_at(u + 2 * u_tap, g, w - 1);
+  const auto fold = [](Vec<A>& sum, int64_t lane, int64_t lanes, A product) STYLEKERN_ALWAYS_INLINE {
+    if (lane >= 0 && lane < lanes) sum += with_lane<A>(Vec<A>{}, lane, product);
+  };
   const auto gather_grad_t = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
     const Vec<A> gj = load(g + j, count);
     Vec<A> sum = load(u + u_tap + j, count) * gj;
@@ -218,15 +240,8 @@ STYLEKERN_INLINE void backward_row_3x3(const StyleKernelConv& p, const InputRows
       sum = fma(load(u + j + 1, count), load(g + j + 1, count), sum);
     else
       sum += shift_down(load(u + j, count) * gj, Vec<A>{});
-    // What the border rule read beyond the ends.
-    const auto fold = [&](int64_t outside, const T* tap, int64_t end) {
-      const int64_t q = border_index(outside, w, p.padding);
-      if (q < j || q >= j + count) return;
-      const A product = load_first(tap + end, 1)[0] * load_first(g + end, 1)[0];
-      sum += with_lane<A>(Vec<A>{}, q - j, product);
-    };
-    if (j == 0) fold(-1, u, 0);
-    if (j + 2 * kLanes<A> >= w) fold(w, u + 2 * u_tap, w - 1);
+    if (j == 0) fold(sum, first, count, to_first);
+    if (j + 2 * kLanes<A> >= w) fold(sum, last - j, count, to_last);
     return sum;
   };
   const auto add = [&](D* sum, Vec<A> value, auto count) STYLEKERN_ALWAYS_INLINE {
@@ -236,7 +251,7 @@ STYLEKERN_INLINE void backward_row_3x3(const StyleKernelConv& p, const InputRows
       store(sum, to.first ? value : value + load(sum, count), count);
   };
   for_neighbours<A>(
-      w, p.padding,
+      w, w % kLanes<A>, p.padding,
       [&](int64_t j, auto count)
           STYLEKERN_ALWAYS_INLINE { return to.u ? vertical_3x3(x, v, v_tap, j, count) : Column<A>{}; },
       [&](int64_t j, auto count, Vec<A> left, const Column<A>& here, Vec<A> right) STYLEKERN_ALWAYS_INLINE {

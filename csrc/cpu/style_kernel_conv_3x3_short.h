@@ -86,8 +86,8 @@ STYLEKERN_INLINE void backward_short_rows_3x3(const GradientPlane<T>& to, const 
   const int64_t plane = to.h * to.w, halo = to.grad_x ? 1 : 0;
   const int64_t first = std::max<int64_t>(row0 - halo, 0), last = std::min(row1 + halo, to.h);
   const bool reflect = to.padding == Padding::kReflect, replicate = to.padding == Padding::kReplicate;
-  Vec<A> above[V], here[V], below[V];                     // rows i - 1, i, i + 1 of x
-  Vec<A> grad_above[V]{}, grad_here[V]{}, grad_below[V];  // what the rows so far give to the gradients of those
+  Vec<A> above[V], here[V], below[V]{};                     // rows i - 1, i, i + 1 of x
+  Vec<A> grad_above[V]{}, grad_here[V]{}, grad_below[V]{};  // what the rows so far give to the gradients of those
   from.load_row(first - 1, above), from.load_row(first, here);
   const auto finish = [&](int64_t i, const Vec<A>(&x)[V], const Vec<A>(&grad)[V]) STYLEKERN_ALWAYS_INLINE {
     if (!to.grad_x || i < row0 || i >= row1) return;
@@ -95,7 +95,7 @@ STYLEKERN_INLINE void backward_short_rows_3x3(const GradientPlane<T>& to, const 
     for (int k = 0; k < V; ++k) store(to.grad_x + i * to.w + k * lanes, grad[k]);
     done(x, grad);
   };
-  for (int64_t i = first; i < last; ++i) {
+  const auto row = [&](int64_t i) STYLEKERN_ALWAYS_INLINE {
     from.load_row(i + 1, below);
     const T *const v = to.v + i * to.v_row, *const u = to.u + i * to.u_row;
     const bool own = i >= row0 && i < row1;
@@ -159,6 +159,9 @@ STYLEKERN_INLINE void backward_short_rows_3x3(const GradientPlane<T>& to, const 
         if (replicate) grad_here[k] += down;
       }
     }
+  };
+  for (int64_t i = first; i <= last; ++i) {
+    if (i < last) row(i);
     finish(i - 1, above, grad_above);
 #pragma GCC unroll 4
     for (int k = 0; k < V; ++k) {
@@ -166,7 +169,6 @@ STYLEKERN_INLINE void backward_short_rows_3x3(const GradientPlane<T>& to, const 
       grad_above[k] = grad_here[k], grad_here[k] = grad_below[k];
     }
   }
-  finish(last - 1, above, grad_above);
 }
 
 }  // namespace stylekern::STYLEKERN_TARGET

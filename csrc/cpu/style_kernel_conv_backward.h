@@ -196,7 +196,7 @@ class StyleKernelConvBackward {
 
   // grad_horizontal[b,j] = sum over channels of g[j] * t[j+b-rh]
   template <class D>
-  void horizontal_filter_row(const T* g, const A* t, D* grad_u, int64_t tap_stride, bool first) {
+  STYLEKERN_NOINLINE void horizontal_filter_row(const T* g, const A* t, D* grad_u, int64_t tap_stride, bool first) {
     t -= p_.rh();
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       const Vec<A> gj = load(g + j, count);
@@ -206,7 +206,7 @@ class StyleKernelConvBackward {
 
   // grad_t[q] = sum over j, b with pad(j+b-rh) = q of horizontal[b,j] * g[j]: gathered before the border rule, then
   // folded
-  void grad_t_row(const T* g, const T* u, A* grad_t) {
+  STYLEKERN_NOINLINE void grad_t_row(const T* g, const T* u, A* grad_t) {
     for_vectors<A>(p_.w + 2 * p_.rh(), [&](int64_t q, auto) {
       Vec<A> sum{};
       for (int b = 0; b < p_.kh; ++b)
@@ -218,7 +218,8 @@ class StyleKernelConvBackward {
 
   // grad_vertical[a,j] = sum over channels of grad_t[j] * x[a,j]
   template <class D>
-  void vertical_filter_row(const A* grad_t, const A* const* x, D* grad_v, int64_t tap_stride, bool first) {
+  STYLEKERN_NOINLINE void vertical_filter_row(const A* grad_t, const A* const* x, D* grad_v, int64_t tap_stride,
+                                              bool first) {
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       const Vec<A> gt = load(grad_t + j);
       for (int a = 0; a < p_.kv; ++a) add(grad_v + a * tap_stride + j, gt * load(x[a] + j, count), count, first);
@@ -226,7 +227,7 @@ class StyleKernelConvBackward {
   }
 
   // grad_x[pad(i+a-rv), j] += vertical[a,i,j] * grad_t[i,j]
-  void input_rows(int64_t i, const A* grad_t, A* grad_x) {
+  STYLEKERN_NOINLINE void input_rows(int64_t i, const A* grad_t, A* grad_x) {
     for (int a = 0; a < p_.kv; ++a) {
       A* const row = target_row(grad_x, i, a);
       if (!row) continue;
@@ -240,7 +241,8 @@ class StyleKernelConvBackward {
   // grad_vertical[a,j]   = sum over channels of g[j] * sum_b horizontal[b,j] * x[a,j+b]
   // grad_horizontal[b,j] = sum over channels of g[j] * sum_a vertical[a,j] * x[a,j+b]
   template <int K, class D>
-  void outer_filter_rows(const T* g, int64_t i, D* grad_v, D* grad_u, int64_t tap_stride, bool first) {
+  STYLEKERN_NOINLINE void outer_filter_rows(const T* g, int64_t i, D* grad_v, D* grad_u, int64_t tap_stride,
+                                            bool first) {
     const int kv = K ? K : p_.kv, kh = K ? K : p_.kh;
     const A* const* x = x_.row(i);
     const T *v = v_row(i), *u = u_row(i);
@@ -263,7 +265,7 @@ class StyleKernelConvBackward {
 
   // grad_x[pad(i+a-rv), q] += sum over j, b with pad(j+b-rh) = q of g[i,j] * vertical[a,i,j] * horizontal[b,i,j]
   template <int K>
-  void outer_input_rows(const T* g, int64_t i, A* grad_x) {
+  STYLEKERN_NOINLINE void outer_input_rows(const T* g, int64_t i, A* grad_x) {
     const int kv = K ? K : p_.kv, kh = K ? K : p_.kh, rh = p_.rh();
     spread_.resize(1);
     A* const spread = spread_.row(0);
@@ -286,7 +288,8 @@ class StyleKernelConvBackward {
     }
   }
 
-  void convert_filter_rows(const A* sums, int64_t rows, int64_t i0, int64_t i1, int taps, T* out) const {
+  STYLEKERN_NOINLINE void convert_filter_rows(const A* sums, int64_t rows, int64_t i0, int64_t i1, int taps,
+                                              T* out) const {
     if (!out) return;
     out += (n_ * p_.groups + g_) * taps * p_.h * p_.w;
     for (int a = 0; a < taps; ++a)
