@@ -58,27 +58,27 @@ STYLEKERN_INLINE void depthwise_vectors(const DepthwisePlane<T>& p, const T* con
 #pragma GCC unroll 16
   for (int q = 0; q < R + 2; ++q) {
     if (!rows[q]) continue;
-    Vec<A> x[3][V];
+#pragma GCC unroll 3
+    for (int b = 0; b < 3; ++b) {
+      Vec<A> x[V];  // of one tap: those of all three would leave no registers to the sums
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      const T* const here = rows[q] + j[v];
-      x[1][v] = load(here) - p.mean;
-      if (first && v == 0)
-        x[0][v] = left_of_first<A>(p.padding, x[1][v]);
-      else
-        x[0][v] = load(here - 1) - p.mean;
-      if (last && v == V - 1)
-        x[2][v] = right_of_last<A>(p.padding, x[1][v]);
-      else
-        x[2][v] = load(here + 1) - p.mean;
+      for (int v = 0; v < V; ++v) {
+        const T* const here = rows[q] + j[v];
+        if (first && v == 0 && b == 0)
+          x[v] = left_of_first<A>(p.padding, load(here) - p.mean);
+        else if (last && v == V - 1 && b == 2)
+          x[v] = right_of_last<A>(p.padding, load(here) - p.mean);
+        else
+          x[v] = load(here + b - 1) - p.mean;
+      }
+#pragma GCC unroll 3
+      for (int a = 0; a < 3; ++a) {
+        if (q - a < 0 || q - a >= R) continue;
+        const Vec<A> weight = in_register(weights[3 * a + b]);
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) sum[q - a][v] = fma(weight, x[v], sum[q - a][v]);
+      }
     }
-#pragma GCC unroll 3
-    for (int b = 0; b < 3; ++b)
-#pragma GCC unroll 3
-      for (int a = 0; a < 3; ++a)
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v)
-          if (q - a >= 0 && q - a < R) sum[q - a][v] = fma(weights[3 * a + b], x[b][v], sum[q - a][v]);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -86,7 +86,7 @@ STYLEKERN_INLINE void depthwise_vectors(const DepthwisePlane<T>& p, const T* con
     for (int v = 0; v < V; ++v) store_or_stream(y + r * p.w + j[v], sum[r][v], whole, p.streamed);
 }
 
-// One vector, anywhere in a row: what rows of an odd number of vectors end with, and planes of a few values consist of.
+// One vector, anywhere in a row: what rows of an odd number of vectors end with.
 template <int R, class T>
 STYLEKERN_NOINLINE void depthwise_vector(const DepthwisePlane<T>& p, const T* const (&rows)[R + 2],
                                          const Vec<Acc<T>> (&weights)[9], int64_t j, T* y) {
@@ -108,7 +108,8 @@ void depthwise_3x3(const DepthwisePlane<T> p, int64_t row0, int64_t row1) {
     for (int q = 0; q < R + 2; ++q) rows[q] = p.source(row0 + i + q - 1);
     T* const y = p.y + (row0 + i) * p.w;
     int64_t j = 0;
-    if (R > 1 && end > lanes) {
+    if (R > 1 && end <= lanes) return depthwise_vectors<R, 2>(p, rows, weights, {0, end}, true, true, y);
+    if (R > 1) {
       depthwise_vectors<R, 2>(p, rows, weights, {0, lanes}, true, false, y);
       for (j = 2 * lanes; j + lanes < end; j += 2 * lanes)
         depthwise_vectors<R, 2>(p, rows, weights, {j, j + lanes}, false, false, y);
