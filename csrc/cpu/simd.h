@@ -20,7 +20,8 @@
 #endif
 
 // Functions and lambdas that take or return vectors are always inlined: a call would pass them by the calling
-// convention of one instruction set to code for another, and through memory.
+// convention of one instruction set to code for another, and through memory. (But for a row's end, of simd_lanes.h,
+// which only code of its own target calls.)
 #define STYLEKERN_ALWAYS_INLINE __attribute__((always_inline))
 #define STYLEKERN_INLINE inline STYLEKERN_ALWAYS_INLINE
 
