@@ -27,14 +27,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adain(Tensor content, Tensor 
     args.streamed =
         worth_streaming(args.output, output.numel() * int64_t(sizeof(T)),
                         stream_row_bytes(p.h, p.w, p.content.row, sizeof(T)), p.h * p.w * int64_t(sizeof(T)));
-#define STYLEKERN_CALL(target)                                    \
-  for_planes(                                                     \
-      p.planes(), p.h, 4 * p.w,                                   \
-      [&](int64_t plane) {                                        \
-        target::AdainKernels<T>::style_statistics(args, plane);   \
-        target::AdainKernels<T>::content_statistics(args, plane); \
-      },                                                          \
-      [&](int64_t plane, int64_t row0, int64_t row1) { target::AdainKernels<T>::apply(args, plane, row0, row1); })
+#define STYLEKERN_CALL(target)                                         \
+  for_planes(                                                          \
+      p.planes(), p.h, 4 * p.w,                                        \
+      [&](int64_t plane) {                                             \
+        target::AdainKernels<T>::style_statistics(args, plane);        \
+        target::AdainKernels<T>::content_statistics(args, plane);      \
+      },                                                               \
+      [&](int64_t plane, int64_t row0, int64_t row1, int64_t next) {   \
+        target::AdainKernels<T>::apply(args, plane, row0, row1, next); \
+      })
     STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
 #undef STYLEKERN_CALL
   });

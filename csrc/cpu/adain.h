@@ -17,8 +17,9 @@ struct AdainKernels {
                         args.style_mean + plane, args.style_rstd + plane);
   }
 
-  // y = (content - content_mean) * (content_rstd / style_rstd) + style_mean, rows [row0, row1)
-  static void apply(const AdainArgs<T>& args, int64_t plane, int64_t row0, int64_t row1) {
+  // y = (content - content_mean) * (content_rstd / style_rstd) + style_mean, rows [row0, row1). The statistics of plane
+  // `next`, unless that is -1, come along.
+  static void apply(const AdainArgs<T>& args, int64_t plane, int64_t row0, int64_t row1, int64_t next) {
     const Adain& p = args.problem;
     const A mean = args.content_mean[plane], style_mean = args.style_mean[plane];
     const A scale = A(double(args.content_rstd[plane]) / double(args.style_rstd[plane]));
@@ -26,11 +27,21 @@ struct AdainKernels {
     T* const y = args.output + (plane * p.h + row0) * p.w;
     int64_t h = row1 - row0, w = p.w;
     flatten(h, w, {p.content.row});
-    for (int64_t i = 0; i < h; ++i)
-      map_vectors<A>(y + i * w, w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        const Vec<A> centred = load(x + i * p.content.row + j, count) - mean;
-        store_or_stream(y + i * w + j, fma(centred, broadcast(scale), broadcast(style_mean)), count, args.streamed);
-      });
+    PlaneMoments<T> content(next < 0 ? nullptr : args.content_plane(next), p.h, p.w, p.content.row);
+    PlaneMoments<T> style(next < 0 ? nullptr : args.style_plane(next), p.style_h, p.style_w, p.style.row);
+    for (int64_t i = 0; i < h; ++i) {
+      const T* const from = x + i * p.content.row;
+      T* const to = y + i * w;
+      const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        const Vec<A> centred = load(from + j, count) - mean;
+        store_or_stream(to + j, fma(centred, broadcast(scale), broadcast(style_mean)), count, args.streamed);
+      };
+      map_vectors_beside(to, w, one, content, style);
+    }
+    if (next >= 0) {
+      content.result(args.eps, p.correction, args.content_mean + next, args.content_rstd + next);
+      style.result(args.eps, p.correction, args.style_mean + next, args.style_rstd + next);
+    }
     if (args.streamed) finish_streams();
   }
 

@@ -38,8 +38,8 @@ std::tuple<Tensor, Tensor, Tensor> factorized_instance_norm(Tensor content, Tens
   for_planes(                                                                                    \
       p.planes(), p.h, 4 * p.w,                                                                  \
       [&](int64_t plane) { target::FactorizedInstanceNormKernels<T>::statistics(args, plane); }, \
-      [&](int64_t plane, int64_t row0, int64_t row1) {                                           \
-        target::FactorizedInstanceNormKernels<T>::apply(args, plane, row0, row1);                \
+      [&](int64_t plane, int64_t row0, int64_t row1, int64_t next) {                             \
+        target::FactorizedInstanceNormKernels<T>::apply(args, plane, row0, row1, next);          \
       })
     STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
 #undef STYLEKERN_CALL

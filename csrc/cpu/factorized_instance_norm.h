@@ -17,8 +17,9 @@ struct FactorizedInstanceNormKernels {
                         args.mean + plane, args.rstd + plane);
   }
 
-  // y = gamma_style * (gamma_ind * x + beta_ind) + beta_style, rows [row0, row1)
-  static void apply(const Args& args, int64_t plane, int64_t row0, int64_t row1) {
+  // y = gamma_style * (gamma_ind * x + beta_ind) + beta_style, rows [row0, row1). The statistics of plane `next`,
+  // unless that is -1, come along.
+  static void apply(const Args& args, int64_t plane, int64_t row0, int64_t row1, int64_t next) {
     const FactorizedInstanceNorm& p = args.problem;
     const A mean = args.mean[plane], rstd = args.rstd[plane];
     const A gamma = of_channel(args, args.gamma_ind, plane), beta = of_channel(args, args.beta_ind, plane);
@@ -28,14 +29,19 @@ struct FactorizedInstanceNormKernels {
     T* const y = args.output + (plane * p.h + row0) * p.w;
     int64_t h = row1 - row0, w = p.w;
     flatten(h, w, {p.content.row, p.gamma_style.row, p.beta_style.row});
-    for (int64_t i = 0; i < h; ++i)
-      map_vectors<A>(y + i * w, w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        const Vec<A> x = (load(content + i * p.content.row + j, count) - mean) * rstd;
+    PlaneMoments<T> ahead(next < 0 ? nullptr : args.plane(args.content, p.content, next), p.h, p.w, p.content.row);
+    for (int64_t i = 0; i < h; ++i) {
+      const T* const from = content + i * p.content.row;
+      const T *const scale = gamma_style + i * p.gamma_style.row, *const shift = beta_style + i * p.beta_style.row;
+      T* const to = y + i * w;
+      const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        const Vec<A> x = (load(from + j, count) - mean) * rstd;
         const Vec<A> inner = fma(x, broadcast(gamma), broadcast(beta));
-        const Vec<A> sum = fma(load(gamma_style + i * p.gamma_style.row + j, count), inner,
-                               load(beta_style + i * p.beta_style.row + j, count));
-        store_or_stream(y + i * w + j, sum, count, args.streamed);
-      });
+        store_or_stream(to + j, fma(load(scale + j, count), inner, load(shift + j, count)), count, args.streamed);
+      };
+      map_vectors_beside(to, w, one, ahead);
+    }
+    if (next >= 0) ahead.result(args.eps, p.correction, args.mean + next, args.rstd + next);
     if (args.streamed) finish_streams();
   }
 

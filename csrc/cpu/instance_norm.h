@@ -1,100 +1,134 @@
 // Instance normalisation of one plane: statistics and the adjoint. Included by foreach_target.h.
 namespace stylekern::STYLEKERN_TARGET {
 
-// Sums of what arrives a vector at a time, about a centre. A plain value, so that a loop keeps it in registers.
-template <class A>
-struct RunningMoments {
-  Vec<A> centre, sum, squares, other_sum{}, other_squares{};
-
-  STYLEKERN_INLINE void add(Vec<A> x) {
-    const Vec<A> d = x - centre;
-    sum += d, squares = fma(d, d, squares);
-  }
-  STYLEKERN_INLINE void add(Vec<A> x, int64_t count) {
-    const Vec<A> d = first_lanes<A>(x - centre, count);
-    sum += d, squares = fma(d, d, squares);
-  }
-  // Adds to the other sums from here on: an addition waits for the one before it to the same sum.
-  STYLEKERN_INLINE void alternate() { std::swap(sum, other_sum), std::swap(squares, other_squares); }
-};
+// A plane whose rows touch, in every tensor that has it, is one long row.
+inline void flatten(int64_t& h, int64_t& w, std::initializer_list<int64_t> rows) {
+  for (int64_t row : rows)
+    if (row != w) return;
+  w *= std::exchange(h, 1);
+}
 
 // Mean and variance of a plane in one read, about the mean of its first values.
 //
 // The squares about a centre, less n times the squared distance to it, lose as many digits as that distance squared has
 // over the variance. Where that is much, the plane is read again about the mean that was found. The order of additions
-// depends on h, w and row alone: whoever walks the rows, the result has the same bits.
+// depends on h, w and row alone: whoever takes the plane in pieces, the result has the same bits.
 template <class T>
 class PlaneMoments {
  public:
   using A = Acc<T>;
 
-  PlaneMoments(const T* plane, int64_t h, int64_t w, int64_t row) : plane_(plane), h_(h), w_(w), row_(row) {
-    if (row == w && w % kLanes<A>) w_ *= std::exchange(h_, 1);  // rows that touch are one long row
-    const int64_t first = std::min<int64_t>(row == w ? h * w : w, 64);
-    LaneSum sum;
-    for_vectors<A>(first, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { sum.add(load(plane + j, count)); });
-    restart(A(sum.total() / double(first)));
+  // Of no plane, null, there is nothing to take.
+  PlaneMoments(const T* plane, int64_t h, int64_t w, int64_t row) : plane_(plane), h_(plane ? h : 0), w_(w), row_(row) {
+    flatten(h_, w_, {row});
+    Vec<A> sum{};
+    const int64_t first = plane ? std::min<int64_t>(w_, 64) : 0;
+    for_vectors<A>(first, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { sum += load(plane + j, count); });
+    restart(lane_total(sum) / A(first));
   }
 
-  // Whether rows can be walked by someone else, whole vectors at a time, with end_row() after each.
-  static bool can_share(int64_t w) { return w % kLanes<A> == 0 && w <= kPending; }
+  static constexpr int64_t kPiece = 256;  // values that are taken at once
 
-  const T* row(int64_t i) const { return plane_ + i * row_; }
-  RunningMoments<A> running() const { return {broadcast(centre_), Vec<A>{}, Vec<A>{}}; }
-
-  // After each row, with what add() has summed since the last call: sums in A stay short.
-  STYLEKERN_INLINE void end_row(RunningMoments<A>& running) {
-    if ((pending_ += w_) < kPending) return running.alternate();
-    collect(running);
-  }
-  STYLEKERN_INLINE void collect(RunningMoments<A>& running) {
-    sum_.add(running.sum + running.other_sum), squares_.add(running.squares + running.other_squares);
-    running.sum = running.squares = running.other_sum = running.other_squares = Vec<A>{};
-    pending_ = 0;
+  // Goes on for about `values` more of the plane's values, or to its end.
+  STYLEKERN_INLINE void advance(int64_t values) {
+    if ((owed_ += values) >= kPiece) pay();
   }
 
-  void add_all() {
-    RunningMoments<A> running = this->running();
-    for (int64_t i = 0; i < h_; ++i) {
-      if (w_ > kPending) {
-        for (int64_t j0 = 0; j0 < w_; j0 += kPending) {  // a long row is several
-          add_long(running, row(i) + j0, std::min(w_ - j0, kPending));
-          collect(running);
-        }
-      } else if (i + 1 < h_ && w_ % kLanes<A> == 0 && w_ <= 2 * kLanes<A> && pending_ + w_ < kPending) {
-        add_two_rows(running, i++);
-      } else {
-        for_vectors<A>(
-            w_, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { add(running, load(row(i) + j, count), count); });
-        end_row(running);
-      }
+  // The next kPiece values, a pair of vectors at a time, by who has a loop of its own: in registers.
+  struct Piece {
+    const T* x;
+    Vec<A> centre, sums[2], squares[2];
+
+    STYLEKERN_INLINE void add(int k, Vec<A> d) { sums[k] += d, squares[k] = fma(d, d, squares[k]); }
+    STYLEKERN_INLINE void add_pair(int64_t j) {
+      add(0, load(x + j) - centre), add(1, load(x + j + kLanes<A>) - centre);
     }
-    collect(running);
+  };
+  bool has_piece() const { return row_at_ < h_ && w_ - at_ >= kPiece && at_ % kPiece == 0; }
+  STYLEKERN_INLINE Piece begin_piece() const {
+    return {plane_ + row_at_ * row_ + at_,
+            centre_,
+            {pending_sums_[0], pending_sums_[1]},
+            {pending_squares_[0], pending_squares_[1]}};
+  }
+  STYLEKERN_INLINE void end_piece(const Piece& piece) {
+    keep(piece);
+    passed(kPiece);
   }
 
   void result(double eps, int64_t correction, A* mean, A* rstd) {
     const double n = double(h_) * double(w_);
+    advance(h_ * w_ + kPiece), collect();
     double d = sum_.total() / n, m2 = squares_.total() - n * d * d;
     if (n * d * d > 4 * m2) {
-      restart(A(double(centre_) + d));
-      add_all();
+      restart(A(double(centre_[0]) + d));
+      advance(h_ * w_ + kPiece), collect();
       d = sum_.total() / n, m2 = squares_.total() - n * d * d;
     }
-    double found = double(centre_) + d;
+    double found = double(centre_[0]) + d;
     if (!std::isfinite(m2)) std::tie(found, m2) = in_double();
     *mean = A(found);
     *rstd = A(1 / std::sqrt(std::max(m2, 0.0) / (n - double(correction)) + eps));
   }
 
  private:
-  static constexpr int64_t kPending = 1024;
+  static constexpr int64_t kPair = 2 * kLanes<A>, kPending = 1024;  // values until a sum in A joins one in double
+
+  static A lane_total(Vec<A> v) {
+    A total = 0;
+    for (int l = 0; l < kLanes<A>; ++l) total += v[l];
+    return total;
+  }
+
+  STYLEKERN_NOINLINE void pay() {
+    while (owed_ > 0 && row_at_ < h_) {
+      const int64_t left = std::min(w_ - at_, kPending - at_ % kPending);
+      const int64_t length = std::min(left, (owed_ + kPair - 1) / kPair * kPair);
+      Piece piece = begin_piece();
+      int64_t j = 0;
+      for (; j + kPair <= length; j += kPair) piece.add_pair(j);
+      for (int k = 0; j < length; ++k, j += kLanes<A>) {
+        const int64_t count = std::min<int64_t>(length - j, kLanes<A>);
+        const Vec<A> d = first_lanes<A>(load_first(piece.x + j, count) - centre_, count);
+        if (k == 0)
+          piece.add(0, d);
+        else
+          piece.add(1, d);
+      }
+      owed_ -= length;
+      keep(piece);
+      passed(length);
+    }
+  }
+  STYLEKERN_INLINE void keep(const Piece& piece) {
+    for (int k = 0; k < 2; ++k) pending_sums_[k] = piece.sums[k], pending_squares_[k] = piece.squares[k];
+  }
+  STYLEKERN_INLINE void passed(int64_t length) {
+    pending_ += length;
+    if ((at_ += length) == w_) at_ = 0, ++row_at_;
+    if (at_ % kPending == 0 && pending_ >= kPending) collect();
+  }
+  STYLEKERN_NOINLINE void collect() {
+    sum_.add(pending_sums_[0] + pending_sums_[1]), squares_.add(pending_squares_[0] + pending_squares_[1]);
+    clear();
+  }
+  void clear() {
+    for (int k = 0; k < 2; ++k) pending_sums_[k] = pending_squares_[k] = Vec<A>{};
+    pending_ = 0;
+  }
+  void restart(A centre) {
+    centre_ = broadcast(centre);
+    owed_ = row_at_ = at_ = 0;
+    sum_ = squares_ = LaneSum();
+    clear();
+  }
 
   // The mean, and the sum of squares about it. Squares of floats beyond 1e18 overflow a float.
   std::pair<double, double> in_double() const {
     double mean = 0, m2 = 0;
     const auto each = [&](auto f) {
       for (int64_t i = 0; i < h_; ++i)
-        for (int64_t j = 0; j < w_; ++j) f(double(load_first(row(i) + j, 1)[0]));
+        for (int64_t j = 0; j < w_; ++j) f(double(load_first(plane_ + i * row_ + j, 1)[0]));
     };
     each([&](double x) { mean += x; });
     mean /= double(h_) * double(w_);
@@ -102,58 +136,45 @@ class PlaneMoments {
     return {mean, m2};
   }
 
-  // Vectors alternate between the two sums.
-  STYLEKERN_INLINE static void add_long(RunningMoments<A>& to, const T* x, int64_t length) {
-    constexpr int64_t lanes = kLanes<A>;
-    RunningMoments<A> even = to, odd = to;
-    odd.alternate();
-    int64_t j = 0;
-    for (; j + 2 * lanes <= length; j += 2 * lanes) even.add(load(x + j)), odd.add(load(x + j + lanes));
-    to = even, to.other_sum = odd.sum, to.other_squares = odd.squares;
-    for_vectors<A>(length - j,
-                   [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE { add(to, load(x + j + k, count), count); });
-  }
-
-  // Rows i and i + 1 at once, with the sums that they would have one after the other. For short rows: two longer ones
-  // are two streams, which halves the speed of a plane that comes from memory.
-  STYLEKERN_INLINE void add_two_rows(RunningMoments<A>& to, int64_t i) {
-    RunningMoments<A> even = to, odd = to;
-    odd.alternate();
-    for (int64_t j = 0; j < w_; j += kLanes<A>) even.add(load(row(i) + j)), odd.add(load(row(i + 1) + j));
-    to = even, to.other_sum = odd.sum, to.other_squares = odd.squares;
-    if ((pending_ += 2 * w_) >= kPending) collect(to);
-  }
-
-  template <int lanes>
-  STYLEKERN_INLINE static void add(RunningMoments<A>& to, Vec<A> x, std::integral_constant<int, lanes>) {
-    to.add(x);
-  }
-  STYLEKERN_INLINE static void add(RunningMoments<A>& to, Vec<A> x, int64_t count) { to.add(x, count); }
-  void restart(A centre) {
-    centre_ = centre, pending_ = 0;
-    sum_ = squares_ = LaneSum();
-  }
-
   const T* plane_;
-  int64_t h_, w_, row_, pending_ = 0;
-  A centre_ = 0;
+  int64_t h_, w_, row_, owed_, row_at_, at_, pending_;
+  Vec<A> centre_, pending_sums_[2], pending_squares_[2];
   LaneSum sum_, squares_;
 };
+
+// map_vectors() of f over a row of results, with the sums of other planes on the way: memory is read and written at the
+// same time, which takes less than one after the other, and additions wait for each other beside other work.
+template <class T, class F, class... Moments>
+STYLEKERN_INLINE void map_vectors_beside(const T* row, int64_t w, F&& f, Moments&... moments) {
+  using A = Acc<T>;
+  constexpr int64_t piece = PlaneMoments<T>::kPiece, lanes = kLanes<A>;
+  constexpr std::integral_constant<int, int(lanes)> whole;
+  int64_t j = int64_t(reinterpret_cast<uintptr_t>(row) / sizeof(T) % lanes);
+  if (j > 0) j = lanes - j;  // where the row is aligned from
+  if (j > 0 && w >= lanes) f(0, whole);
+  for (; j + piece <= w; j += piece) {
+    if ((moments.has_piece() && ...)) {
+      [&](auto... pieces) STYLEKERN_ALWAYS_INLINE {
+        for (int64_t k = 0; k < piece; k += 2 * lanes) {
+          (pieces.add_pair(k), ...);
+          f(j + k, whole), f(j + k + lanes, whole);
+        }
+        (moments.end_piece(pieces), ...);
+      }(moments.begin_piece()...);
+    } else {
+      (moments.advance(piece), ...);
+      map_vectors<A>(row + j, piece, [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE { f(j + k, count); });
+    }
+  }
+  if (w < lanes) j = 0;
+  map_vectors<A>(row + j, w - j, [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE { f(j + k, count); });
+}
 
 // mean and 1 / sqrt(var + eps) of a plane.
 template <class T>
 void instance_statistics(const T* plane, int64_t h, int64_t w, int64_t row, double eps, int64_t correction,
                          Acc<T>* mean, Acc<T>* rstd) {
-  PlaneMoments<T> moments(plane, h, w, row);
-  moments.add_all();
-  moments.result(eps, correction, mean, rstd);
-}
-
-// A plane whose rows touch, in every tensor that has it, is one long row.
-inline void flatten(int64_t& h, int64_t& w, std::initializer_list<int64_t> rows) {
-  for (int64_t row : rows)
-    if (row != w) return;
-  w *= std::exchange(h, 1);
+  PlaneMoments<T>(plane, h, w, row).result(eps, correction, mean, rstd);
 }
 
 struct GradientSums {

@@ -31,10 +31,18 @@ class LaneSum {
 
  private:
   STYLEKERN_ALWAYS_INLINE static void widen(Vec<float> v, Vec<double> (&wide)[2]) {
+#if STYLEKERN_VECTOR_BYTES == 64
+    wide[0] = (Vec<double>)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+    wide[1] = (Vec<double>)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif STYLEKERN_VECTOR_BYTES == 32
+    wide[0] = (Vec<double>)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+    wide[1] = (Vec<double>)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+#else
     typedef float HalfVector __attribute__((vector_size(STYLEKERN_VECTOR_BYTES / 2)));
     HalfVector halves[2];
     std::memcpy(halves, &v, sizeof v);
     for (int i = 0; i < 2; ++i) wide[i] = __builtin_convertvector(halves[i], Vec<double>);
+#endif
   }
 
   Vec<double> low_{}, high_{};

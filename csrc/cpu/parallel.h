@@ -115,24 +115,31 @@ void for_bands(const P& p, int64_t bands, int64_t operations, const Make& make, 
   });
 }
 
-// Calls first(plane) for every plane, and then(plane, row0, row1) for all of its rows after that, on torch's threads:
-// one right after the other, while the plane is in cache, or, where there are too few planes for the threads, the
-// second in bands of rows. `operations` is about what a row costs.
+// Calls first(plane) for every plane, and then(plane, row0, row1, next) for all of its rows after that, on torch's
+// threads. `operations` is about what a row costs. Either one right after the other, while the plane is in cache:
+// `next` is the plane that this thread does after that, for which then() does what first() would have, or -1. Or, where
+// there are too few planes for the threads, the second in bands of rows, and next is -1.
 template <class First, class Then>
 void for_planes(int64_t planes, int64_t h, int64_t operations, const First& first, const Then& then) {
   const int64_t wanted = 4 * int64_t(torch::stable::get_num_threads());
   const int64_t bands = planes >= wanted ? 1 : std::clamp<int64_t>((wanted + planes - 1) / planes, 1, h);
+  if (bands == 1)
+    return on_threads(planes, h * operations, [&](Take& take) {
+      auto [plane, end] = take();
+      if (plane < end) first(plane);
+      while (plane < end) {
+        const int64_t here = plane;
+        if (++plane == end) std::tie(plane, end) = take();
+        then(here, 0, h, plane < end ? plane : -1);
+      }
+    });
   parallel_for(planes, h * operations, [&](int64_t begin, int64_t end) {
-    for (int64_t plane = begin; plane < end; ++plane) {
-      first(plane);
-      if (bands == 1) then(plane, 0, h);
-    }
+    for (int64_t plane = begin; plane < end; ++plane) first(plane);
   });
-  if (bands == 1) return;
   parallel_for(planes * bands, h * operations / bands, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t plane = i / bands, band = i % bands;
-      then(plane, h * band / bands, h * (band + 1) / bands);
+      then(plane, h * band / bands, h * (band + 1) / bands, -1);
     }
   });
 }

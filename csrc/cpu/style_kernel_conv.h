@@ -118,7 +118,7 @@ class StyleKernelConvForward {
   template <int V>
   void run_3x3(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
     const int64_t cpg = p_.channels_per_group();
-    const auto rows = [&](int64_t c, int64_t i0, int64_t i1, auto&& ahead) STYLEKERN_ALWAYS_INLINE {
+    const auto rows = [&](int64_t c, int64_t i0, int64_t i1, PlaneMoments<T>* ahead) STYLEKERN_ALWAYS_INLINE {
       const int64_t nc = n * p_.c + c;
       const T* const bias = this->bias(n, g, c);
       const InputPlane<T> from(p_, plane(nc), args_.mean ? args_.mean + nc : nullptr,
@@ -140,9 +140,9 @@ class StyleKernelConvForward {
       else
         forward_long_rows_3x3(to, from, i0, i1, ahead);
     };
-    if (next >= 0 && cpg == 1 && args_.mean && PlaneMoments<T>::can_share(p_.w)) {
+    if (next >= 0 && cpg == 1 && args_.mean) {
       PlaneMoments<T> moments(plane(next), p_.h, p_.w, p_.input.row);
-      rows(g, 0, p_.h, Ahead<T>{moments});
+      rows(g, 0, p_.h, &moments);
       moments.result(args_.eps, args_.correction, args_.mean + next, args_.rstd + next);
       ready_ = next;
       return;
@@ -150,7 +150,7 @@ class StyleKernelConvForward {
     // Filters that several channels share stay in the first-level cache from one to the next.
     const int64_t tile = cpg == 1 ? row1 - row0 : std::max<int64_t>(kTileValues / p_.w, 1);
     for (int64_t i0 = row0; i0 < row1; i0 += tile)
-      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) rows(c, i0, std::min(i0 + tile, row1), NothingAhead<T>());
+      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) rows(c, i0, std::min(i0 + tile, row1), nullptr);
   }
 
   void run_tiles(int64_t n, int64_t g, int64_t row0, int64_t row1) {

@@ -141,59 +141,27 @@ struct OutputPlane {
   bool streamed;
 };
 
-// The sums of another plane, whose statistics are next: rows wait for memory more than they compute, so they bring
-// those sums along at next to no cost.
+// y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j], rows [i0, i1). `ahead`: the sums of another plane, which come
+// along, or null: rows wait for memory more than they compute.
 template <class T>
-struct Ahead {
-  using A = Acc<T>;
-  PlaneMoments<T>& moments;
-  RunningMoments<A> running = moments.running();
-  const T* row = nullptr;
-
-  static std::integral_constant<int64_t, 0> rest(int64_t) { return {}; }  // can_share() asked for whole vectors
-  STYLEKERN_INLINE void begin_row(int64_t i) { row = moments.row(i); }
-  template <class N>
-  STYLEKERN_INLINE void add(int64_t j, N count) {
-    running.add(load(row + j, count));
-  }
-  STYLEKERN_INLINE void end_row() { moments.end_row(running); }
-  STYLEKERN_INLINE void end() { moments.collect(running); }
-};
-template <class T>
-struct NothingAhead {
-  static int64_t rest(int64_t w) { return w % kLanes<Acc<T>>; }
-  STYLEKERN_INLINE void begin_row(int64_t) {}
-  template <class N>
-  STYLEKERN_INLINE void add(int64_t, N) {}
-  STYLEKERN_INLINE void end_row() {}
-  STYLEKERN_INLINE void end() {}
-};
-
-// y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j], rows [i0, i1)
-template <class T, class Sums>
 STYLEKERN_INLINE void forward_long_rows_3x3(const OutputPlane<T>& to, const InputPlane<T>& from, int64_t i0, int64_t i1,
-                                            Sums& ahead) {
+                                            PlaneMoments<T>* ahead) {
   using A = Acc<T>;
   for (int64_t i = i0; i < i1; ++i) {
     const InputRows<T> x = from.rows(i);
     const T *const v = to.v + i * to.v_row, *const u = to.u + i * to.u_row, *const bias = to.bias + i * to.bias_row;
     T* const y = to.y + i * to.w;
-    ahead.begin_row(i);
     for_neighbours<A>(
-        to.w, Sums::rest(to.w), to.padding,
-        [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-          ahead.add(j, count);
-          return vertical_3x3(x, v, to.v_tap, j, count);
-        },
+        to.w, to.w % kLanes<A>, to.padding,
+        [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { return vertical_3x3(x, v, to.v_tap, j, count); },
         [&](int64_t j, auto count, Vec<A> left, const Column<A>& here, Vec<A> right) STYLEKERN_ALWAYS_INLINE {
           Vec<A> sum = fma(load(u + j, count), left, load(bias + j, count));
           sum = fma(load(u + to.u_tap + j, count), here.t, sum);
           sum = fma(load(u + 2 * to.u_tap + j, count), right, sum);
           store_or_stream(y + j, sum, count, to.streamed);
         });
-    ahead.end_row();
+    if (ahead) ahead->advance(to.w);
   }
-  ahead.end();
 }
 
 // Where a row's gradients go. D is T, or the accumulation type where sums over channels wait for their rounding.

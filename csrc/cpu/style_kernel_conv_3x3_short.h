@@ -22,9 +22,9 @@ STYLEKERN_INLINE void vertical_short_3x3(const T* v, int64_t tap, const Vec<Acc<
 }
 
 // y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j], rows [i0, i1)
-template <int V, class T, class Sums>
+template <int V, class T>
 STYLEKERN_INLINE void forward_short_rows_3x3(const OutputPlane<T>& to, const InputPlane<T>& from, int64_t i0,
-                                             int64_t i1, Sums& ahead) {
+                                             int64_t i1, PlaneMoments<T>* ahead) {
   using A = Acc<T>;
   constexpr int lanes = kLanes<A>;
   const std::integral_constant<int, lanes> whole;
@@ -34,9 +34,6 @@ STYLEKERN_INLINE void forward_short_rows_3x3(const OutputPlane<T>& to, const Inp
   from.load_row(i0 - 1, above), from.load_row(i0, here);
   for (int64_t i = i0; i < i1; ++i) {
     from.load_row(i + 1, below);
-    ahead.begin_row(i);
-#pragma GCC unroll 4
-    for (int k = 0; k < V; ++k) ahead.add(k * lanes, whole);
     Vec<A> t[V], sum[V];
     vertical_short_3x3(v, to.v_tap, above, here, below, t);
 #pragma GCC unroll 4
@@ -53,10 +50,9 @@ STYLEKERN_INLINE void forward_short_rows_3x3(const OutputPlane<T>& to, const Inp
       store_or_stream(y + k * lanes, sum[k], whole, to.streamed);
       above[k] = here[k], here[k] = below[k];
     }
-    ahead.end_row();
+    if (ahead) ahead->advance(to.w);
     v += to.v_row, u += to.u_row, bias += to.bias_row, y += to.w;
   }
-  ahead.end();
 }
 
 // A channel's plane of filters, gradients of the output, and where the others go.
