@@ -74,10 +74,12 @@ std::tuple<Tensor, Tensor> adain_backward(Tensor grad, Tensor content, Tensor st
     args.style_streamed = worth_streaming(args.grad_style, grad_style.numel() * int64_t(sizeof(T)),
                                           stream_row_bytes(p.style_h, p.style_w, p.style.row, sizeof(T)),
                                           p.style_h * p.style_w * int64_t(sizeof(T)));
-#define STYLEKERN_CALL(target)                                                                         \
-  parallel_for(p.planes(), 4 * (p.h * p.w + p.style_h * p.style_w), [&](int64_t first, int64_t last) { \
-    for (int64_t plane = first; plane < last; ++plane) target::AdainKernels<T>::backward(args, plane); \
-  })
+#define STYLEKERN_CALL(target)                                                                                   \
+  for_steps(                                                                                                     \
+      p.planes(), 4 * (p.h * p.w + p.style_h * p.style_w), [] { return std::optional<target::GradientSums>(); }, \
+      [&](auto& sums, int64_t plane, int64_t next) {                                                             \
+        sums = target::AdainKernels<T>::backward(args, plane, next, sums);                                       \
+      })
     STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
 #undef STYLEKERN_CALL
   });

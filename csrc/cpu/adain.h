@@ -45,43 +45,62 @@ struct AdainKernels {
     if (args.streamed) finish_streams();
   }
 
-  static void backward(const AdainArgs<T>& args, int64_t plane) {
+  // sum(g), sum(g * x) of a plane, or of none, -1.
+  static auto gradient_sums(const AdainArgs<T>& args, int64_t plane) {
     const Adain& p = args.problem;
-    const T* const x = args.content_plane(plane);
-    const T* const grad = args.grad + plane / p.c * p.grad.n + plane % p.c * p.grad.p;
+    int64_t h = p.h, w = p.w, row = p.grad.row;
+    flatten(h, w, {p.content.row, row});
+    const T* const grad = args.grad_plane(std::max<int64_t>(plane, 0));
+    return PlaneGradientSums(h, w, plane < 0 ? nullptr : args.content_plane(plane), p.content.row,
+                             plane < 0 ? A(0) : args.content_mean[plane], plane < 0 ? A(0) : args.content_rstd[plane],
+                             [=](int64_t i, int64_t j, auto count)
+                                 STYLEKERN_ALWAYS_INLINE { return load(grad + i * row + j, count); });
+  }
+
+  // `sums`: of this plane, where they are known. Returns those of plane `next`, which come along.
+  static std::optional<GradientSums> backward(const AdainArgs<T>& args, int64_t plane, int64_t next,
+                                              std::optional<GradientSums> sums) {
+    const Adain& p = args.problem;
+    const T *const x = args.content_plane(plane), *const grad = args.grad_plane(plane);
     const A mean = args.content_mean[plane], rstd = args.content_rstd[plane];
     const double style_rstd = double(args.style_rstd[plane]);
     const double n = double(p.h) * double(p.w), m = double(p.style_h) * double(p.style_w);
-    int64_t h = p.h, w = p.w;
-    flatten(h, w, {p.content.row, p.grad.row});
-    const auto g = [&](int64_t i, int64_t j, auto count)
-                       STYLEKERN_ALWAYS_INLINE { return load(grad + i * p.grad.row + j, count); };
-    const GradientSums sums = gradient_sums(h, w, x, p.content.row, mean, rstd, g);
+    if (!sums) sums = gradient_sums(args, plane).total();
+    auto ahead = gradient_sums(args, next);
     if (args.grad_content) {
       // grad_content = content_rstd / style_rstd * (g - sum(g) / n - x * sum(g * x) / (n - correction))
-      const NormalizeBackward<A> backward(mean, rstd, sums, n, p.correction, 1 / style_rstd);
-      T* const to = args.grad_content + plane * p.h * p.w;
-      for (int64_t i = 0; i < h; ++i)
-        map_vectors<A>(to + i * w, w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-          const Vec<A> xj = backward.normalized(load(x + i * p.content.row + j, count));
-          store_or_stream(to + i * w + j, backward(g(i, j, count), xj), count, args.streamed);
-        });
+      const NormalizeBackward<A> backward(mean, rstd, *sums, n, p.correction, 1 / style_rstd);
+      int64_t h = p.h, w = p.w;
+      flatten(h, w, {p.content.row, p.grad.row});
+      for (int64_t i = 0; i < h; ++i) {
+        const T *const from = x + i * p.content.row, *const g = grad + i * p.grad.row;
+        T* const to = args.grad_content + plane * p.h * p.w + i * w;
+        const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+          const Vec<A> xj = backward.normalized(load(from + j, count));
+          store_or_stream(to + j, backward(load(g + j, count), xj), count, args.streamed);
+        };
+        map_vectors_beside(to, w, one, ahead);
+      }
     }
     if (args.grad_style) {
       // grad_style = sum(g) / m + (style - style_mean) * style_rstd * sum(g * x) / (m - correction)
-      const A first = A(sums.g / m), slope = A(style_rstd * sums.gx / (m - double(p.correction)));
+      const A first = A(sums->g / m), slope = A(style_rstd * sums->gx / (m - double(p.correction)));
       const A style_mean = args.style_mean[plane];
-      const T* const style = args.style_plane(plane);
-      T* const to = args.grad_style + plane * p.style_h * p.style_w;
-      h = p.style_h, w = p.style_w;
+      int64_t h = p.style_h, w = p.style_w;
       flatten(h, w, {p.style.row});
-      for (int64_t i = 0; i < h; ++i)
-        map_vectors<A>(to + i * w, w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-          const Vec<A> centred = load(style + i * p.style.row + j, count) - style_mean;
-          store_or_stream(to + i * w + j, fma(centred, broadcast(slope), broadcast(first)), count, args.style_streamed);
-        });
+      for (int64_t i = 0; i < h; ++i) {
+        const T* const from = args.style_plane(plane) + i * p.style.row;
+        T* const to = args.grad_style + plane * p.style_h * p.style_w + i * w;
+        const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+          const Vec<A> centred = load(from + j, count) - style_mean;
+          store_or_stream(to + j, fma(centred, broadcast(slope), broadcast(first)), count, args.style_streamed);
+        };
+        map_vectors_beside(to, w, one, ahead);
+      }
     }
     if (args.streamed || args.style_streamed) finish_streams();
+    if (next < 0) return {};
+    return ahead.total();
   }
 };
 

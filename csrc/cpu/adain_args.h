@@ -20,6 +20,9 @@ struct AdainArgs {
   const T* style_plane(int64_t i) const {
     return style + i / problem.c * problem.style.n + i % problem.c * problem.style.p;
   }
+  const T* grad_plane(int64_t i) const {
+    return grad + i / problem.c * problem.grad.n + i % problem.c * problem.grad.p;
+  }
 };
 
 }  // namespace stylekern

@@ -85,11 +85,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> factorized_instance_norm_backward(Ten
     args.streamed = streams_whole_lines() &&
                     worth_streaming(args.grad_content, bytes, row_bytes, p.h * p.w * int64_t(sizeof(T))) &&
                     worth_streaming(args.grad_gamma_style, bytes, row_bytes, p.h * p.w * int64_t(sizeof(T)));
-#define STYLEKERN_CALL(target)                                               \
-  parallel_for(p.planes(), 8 * p.h * p.w, [&](int64_t first, int64_t last) { \
-    for (int64_t plane = first; plane < last; ++plane)                       \
-        target::FactorizedInstanceNormKernels<T>::backward(args, plane);     \
-  })
+#define STYLEKERN_CALL(target)                                                              \
+  for_steps(                                                                                \
+      p.planes(), 8 * p.h * p.w, [] { return std::optional<target::GradientSums>(); },      \
+      [&](auto& sums, int64_t plane, int64_t next) {                                        \
+        sums = target::FactorizedInstanceNormKernels<T>::backward(args, plane, next, sums); \
+      })
     STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
 #undef STYLEKERN_CALL
   });

@@ -45,39 +45,54 @@ struct FactorizedInstanceNormKernels {
     if (args.streamed) finish_streams();
   }
 
-  static void backward(const Args& args, int64_t plane) {
+  // sum(g * gamma_style), sum(g * gamma_style * x) of a plane, or of none, -1.
+  static auto gradient_sums(const Args& args, int64_t plane) {
     const FactorizedInstanceNorm& p = args.problem;
-    const A mean = args.mean[plane], rstd = args.rstd[plane];
+    int64_t h = p.h, w = p.w, grad_row = p.grad.row, gamma_row = p.gamma_style.row;
+    flatten(h, w, {p.content.row, gamma_row, grad_row});
+    const int64_t some = std::max<int64_t>(plane, 0);
+    const T* const grad = args.plane(args.grad, p.grad, some);
+    const T* const gamma_style = args.plane(args.gamma_style, p.gamma_style, some);
+    return PlaneGradientSums(
+        h, w, plane < 0 ? nullptr : args.plane(args.content, p.content, plane), p.content.row, args.mean[some],
+        args.rstd[some], [=](int64_t i, int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+          return load(grad + i * grad_row + j, count) * load(gamma_style + i * gamma_row + j, count);
+        });
+  }
+
+  // `sums`: of this plane, where they are known. Returns those of plane `next`, which come along.
+  static std::optional<GradientSums> backward(const Args& args, int64_t plane, int64_t next,
+                                              std::optional<GradientSums> sums) {
+    const FactorizedInstanceNorm& p = args.problem;
     const A gamma = of_channel(args, args.gamma_ind, plane), beta = of_channel(args, args.beta_ind, plane);
-    const T* const content = args.plane(args.content, p.content, plane);
-    const T* const gamma_style = args.plane(args.gamma_style, p.gamma_style, plane);
-    const T* const grad = args.plane(args.grad, p.grad, plane);
     const double n = double(p.h) * double(p.w);
+    if (!sums) sums = gradient_sums(args, plane).total();
+    args.sum_g[plane] = A(sums->g), args.sum_gx[plane] = A(sums->gx);
+    auto ahead = gradient_sums(args, next);
+    // grad_content = rstd * gamma_ind * (g * gamma_style - sum_g / n - x * sum_gx / (n - correction))
+    const NormalizeBackward<A> backward(args.mean[plane], args.rstd[plane], *sums, n, p.correction, double(gamma));
     int64_t h = p.h, w = p.w;
     flatten(h, w, {p.content.row, p.gamma_style.row, p.grad.row});
-    const auto g = [&](int64_t i, int64_t j, auto count)
-                       STYLEKERN_ALWAYS_INLINE { return load(grad + i * p.grad.row + j, count); };
-    // sum_g = sum(g * gamma_style), sum_gx = sum(g * gamma_style * x)
-    const auto scaled = [&](int64_t i, int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-      return g(i, j, count) * load(gamma_style + i * p.gamma_style.row + j, count);
-    };
-    const GradientSums sums = gradient_sums(h, w, content, p.content.row, mean, rstd, scaled);
-    args.sum_g[plane] = A(sums.g), args.sum_gx[plane] = A(sums.gx);
-    // grad_content = rstd * gamma_ind * (g * gamma_style - sum_g / n - x * sum_gx / (n - correction))
-    const NormalizeBackward<A> backward(mean, rstd, sums, n, p.correction, double(gamma));
-    T* const to_content = args.grad_content ? args.grad_content + plane * p.h * p.w : nullptr;
-    T* const to_gamma = args.grad_gamma_style ? args.grad_gamma_style + plane * p.h * p.w : nullptr;
-    if (!to_content && !to_gamma) return;
-    for (int64_t i = 0; i < h; ++i)
-      for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        const Vec<A> x = backward.normalized(load(content + i * p.content.row + j, count));
-        if (to_content) store_or_stream(to_content + i * w + j, backward(scaled(i, j, count), x), count, args.streamed);
+    for (int64_t i = 0; i < h && (args.grad_content || args.grad_gamma_style); ++i) {
+      const T* const content = args.plane(args.content, p.content, plane) + i * p.content.row;
+      const T* const gamma_style = args.plane(args.gamma_style, p.gamma_style, plane) + i * p.gamma_style.row;
+      const T* const grad = args.plane(args.grad, p.grad, plane) + i * p.grad.row;
+      const int64_t at = plane * p.h * p.w + i * w;
+      T* const to_content = args.grad_content ? args.grad_content + at : nullptr;
+      T* const to_gamma = args.grad_gamma_style ? args.grad_gamma_style + at : nullptr;
+      const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        const Vec<A> x = backward.normalized(load(content + j, count)), g = load(grad + j, count);
+        if (to_content)
+          store_or_stream(to_content + j, backward(g * load(gamma_style + j, count), x), count, args.streamed);
         // grad_gamma_style = g * (gamma_ind * x + beta_ind)
         if (to_gamma)
-          store_or_stream(to_gamma + i * w + j, g(i, j, count) * fma(x, broadcast(gamma), broadcast(beta)), count,
-                          args.streamed);
-      });
+          store_or_stream(to_gamma + j, g * fma(x, broadcast(gamma), broadcast(beta)), count, args.streamed);
+      };
+      map_vectors_beside(to_content ? to_content : to_gamma, w, one, ahead);
+    }
     if (args.streamed) finish_streams();
+    if (next < 0) return {};
+    return ahead.total();
   }
 };
 

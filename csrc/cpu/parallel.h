@@ -97,21 +97,30 @@ inline int64_t band_count(int64_t units, int64_t h, int64_t taps) {
   return std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(h / thinnest, 1));
 }
 
-// Calls work(state, n, g, row0, row1, next) for every band of every sample and group, on torch's threads, with a state
-// per thread that make() returns; `next` is the n * groups + g that this thread does after that, or -1. P is an
-// operator's problem.
-template <class P, class Make, class Work>
-void for_bands(const P& p, int64_t bands, int64_t operations, const Make& make, const Work& work) {
-  on_threads(p.n * p.groups * bands, operations, [&](Take& take) {
+// Calls work(state, step, next) for every step, on torch's threads, with a state per thread that make() returns; `next`
+// is the step that this thread does after that, or -1.
+template <class Make, class Work>
+void for_steps(int64_t count, int64_t operations, const Make& make, const Work& work) {
+  on_threads(count, operations, [&](Take& take) {
     auto [begin, end] = take();
     if (begin == end) return;
     auto state = make();
     while (begin < end) {
-      const int64_t unit = begin / bands, band = begin % bands;
+      const int64_t step = begin;
       if (++begin == end) std::tie(begin, end) = take();
-      work(state, unit / p.groups, unit % p.groups, p.h * band / bands, p.h * (band + 1) / bands,
-           begin < end ? begin / bands : -1);
+      work(state, step, begin < end ? begin : -1);
     }
+  });
+}
+
+// Calls work(state, n, g, row0, row1, next) for every band of every sample and group, as for_steps() does; `next` is an
+// n * groups + g. P is an operator's problem.
+template <class P, class Make, class Work>
+void for_bands(const P& p, int64_t bands, int64_t operations, const Make& make, const Work& work) {
+  for_steps(p.n * p.groups * bands, operations, make, [&](auto& state, int64_t step, int64_t next) {
+    const int64_t unit = step / bands, band = step % bands;
+    work(state, unit / p.groups, unit % p.groups, p.h * band / bands, p.h * (band + 1) / bands,
+         next < 0 ? -1 : next / bands);
   });
 }
 
@@ -124,15 +133,12 @@ void for_planes(int64_t planes, int64_t h, int64_t operations, const First& firs
   const int64_t wanted = 4 * int64_t(torch::stable::get_num_threads());
   const int64_t bands = planes >= wanted ? 1 : std::clamp<int64_t>((wanted + planes - 1) / planes, 1, h);
   if (bands == 1)
-    return on_threads(planes, h * operations, [&](Take& take) {
-      auto [plane, end] = take();
-      if (plane < end) first(plane);
-      while (plane < end) {
-        const int64_t here = plane;
-        if (++plane == end) std::tie(plane, end) = take();
-        then(here, 0, h, plane < end ? plane : -1);
-      }
-    });
+    return for_steps(
+        planes, h * operations, [] { return false; },
+        [&](bool& begun, int64_t plane, int64_t next) {
+          if (!std::exchange(begun, true)) first(plane);
+          then(plane, 0, h, next);
+        });
   parallel_for(planes, h * operations, [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) first(plane);
   });

@@ -1,0 +1,64 @@
+// Planes that are summed in pieces, beside other work. Included by foreach_target.h.
+//
+// A plane is summed before results are written, from cache. Done one after the other, reading waits for memory, or
+// additions for each other, and then writing does. So the sums of the plane that is next are taken along, a pair of
+// vectors at a time, while this one's results are written. The order of additions is that of the plane alone.
+namespace stylekern::STYLEKERN_TARGET {
+
+// A plane whose rows touch, in every tensor that has it, is one long row.
+inline void flatten(int64_t& h, int64_t& w, std::initializer_list<int64_t> rows) {
+  for (int64_t row : rows)
+    if (row != w) return;
+  w *= std::exchange(h, 1);
+}
+
+// Where in h rows of w values someone is who takes them in pieces. Sums in A stay short: after kPending values, at an
+// end of a row or of so many of its values, they join sums in double.
+struct PiecesOf {
+  static constexpr int64_t kPiece = 256, kPending = 1024;
+
+  int64_t h, w;
+  int64_t i = 0, j = 0, owed = 0, pending = 0;
+
+  bool has_piece() const { return i < h && w - j >= kPiece && j % kPiece == 0; }
+  // What to take of what is owed, in whole units but for the end of a row; 0: nothing.
+  int64_t next(int64_t unit) const {
+    if (owed <= 0 || i >= h) return 0;
+    return std::min({w - j, kPending - j % kPending, (owed + unit - 1) / unit * unit});
+  }
+  // `length` values were taken. Whether sums are to join those in double.
+  bool pass(int64_t length) {
+    owed -= length, pending += length;
+    if ((j += length) == w) j = 0, ++i;
+    return j % kPending == 0 && pending >= kPending;
+  }
+};
+
+// map_vectors() of f over a row of results, with sums of other planes beside it, as far as these go: each has a
+// PiecesOf `at`, pieces that it begins and ends, and advance() for a plane that is not in step.
+template <class T, class F, class... Sums>
+STYLEKERN_INLINE void map_vectors_beside(const T* row, int64_t w, F&& f, Sums&... sums) {
+  using A = Acc<T>;
+  constexpr int64_t piece = PiecesOf::kPiece, lanes = kLanes<A>;
+  constexpr std::integral_constant<int, int(lanes)> whole;
+  const int64_t past = int64_t(reinterpret_cast<uintptr_t>(row) / sizeof(T) % lanes);
+  int64_t j = 0;
+  if (past > 0 && w >= lanes) f(0, whole), j = lanes - past;  // from where the row is aligned
+  for (; j + piece <= w; j += piece) {
+    if ((sums.at.has_piece() && ...)) {
+      [&](auto... pieces) STYLEKERN_ALWAYS_INLINE {
+        for (int64_t k = 0; k < piece; k += 2 * lanes) {
+          (pieces.add_pair(k), ...);
+          f(j + k, whole), f(j + k + lanes, whole);
+        }
+        (sums.end_piece(pieces, piece), ...);
+      }(sums.begin_piece()...);
+    } else {
+      (sums.advance(piece), ...);
+      map_vectors<A>(row + j, piece, [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE { f(j + k, count); });
+    }
+  }
+  map_vectors<A>(row + j, w - j, [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE { f(j + k, count); });
+}
+
+}  // namespace stylekern::STYLEKERN_TARGET
