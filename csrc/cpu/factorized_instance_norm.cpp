@@ -31,9 +31,8 @@ std::tuple<Tensor, Tensor, Tensor> factorized_instance_norm(Tensor content, Tens
     args.output = mutable_data<T>(output), args.eps = eps;
     args.mean = mutable_data<A>(mean), args.rstd = mutable_data<A>(rstd);
     const bool flat = p.content.row == p.w && p.gamma_style.row == p.w && p.beta_style.row == p.w;
-    args.streamed =
-        worth_streaming(args.output, output.numel() * int64_t(sizeof(T)),
-                        stream_row_bytes(p.h, p.w, flat ? p.w : 0, sizeof(T)), p.h * p.w * int64_t(sizeof(T)));
+    args.streamed = worth_streaming(args.output, output.numel() * int64_t(sizeof(T)),
+                                    stream_row_bytes(p.h, p.w, flat ? p.w : 0, sizeof(T)));
 #define STYLEKERN_CALL(target)                                                                   \
   for_planes(                                                                                    \
       p.planes(), p.h, 4 * p.w,                                                                  \
@@ -82,9 +81,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> factorized_instance_norm_backward(Ten
     const bool flat = p.content.row == p.w && p.gamma_style.row == p.w && p.grad.row == p.w;
     const int64_t bytes = (grad_content.numel() + grad_gamma_style.numel()) * int64_t(sizeof(T));
     const int64_t row_bytes = stream_row_bytes(p.h, p.w, flat ? p.w : 0, sizeof(T));
-    args.streamed = streams_whole_lines() &&
-                    worth_streaming(args.grad_content, bytes, row_bytes, p.h * p.w * int64_t(sizeof(T))) &&
-                    worth_streaming(args.grad_gamma_style, bytes, row_bytes, p.h * p.w * int64_t(sizeof(T)));
+    args.streamed = streams_whole_lines() && worth_streaming(args.grad_content, bytes, row_bytes) &&
+                    worth_streaming(args.grad_gamma_style, bytes, row_bytes);
 #define STYLEKERN_CALL(target)                                                              \
   for_steps(                                                                                \
       p.planes(), 8 * p.h * p.w, [] { return std::optional<target::GradientSums>(); },      \

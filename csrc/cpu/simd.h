@@ -84,12 +84,10 @@ inline Half to_half(float x) {
 
 // Whether results should bypass the caches, which saves reading each line before it is overwritten. `bytes`: of the
 // results, or half of all that is read and written where that is more. Measured on two cores, all operators: from
-// 16 MiB on that gains up to a third, below it loses as much. Where a plane of `plane_bytes` is read twice and then
-// written, it loses for small planes, however many: reads and writes of memory alternate too often.
-inline bool worth_streaming(const void* results, int64_t bytes, int64_t row_bytes, int64_t plane_bytes) {
-  constexpr int64_t kLine = 64, kLarge = int64_t{16} << 20, kLargePlane = int64_t{16} << 10;
-  return bytes >= kLarge && plane_bytes >= kLargePlane && row_bytes % kLine == 0 &&
-         reinterpret_cast<uintptr_t>(results) % kLine == 0;
+// 16 MiB on that gains up to a third, below it loses as much.
+inline bool worth_streaming(const void* results, int64_t bytes, int64_t row_bytes) {
+  constexpr int64_t kLine = 64, kLarge = int64_t{16} << 20;
+  return bytes >= kLarge && row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(results) % kLine == 0;
 }
 
 // What worth_streaming() wants to know of results of h rows of w values of `size` bytes, where rows of `row` values are
