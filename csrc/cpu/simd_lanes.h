@@ -188,6 +188,27 @@ template <class V>
 STYLEKERN_INLINE V odd_lanes(V a, V b) {
   return every_other<1>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>());
 }
+
+// The values of even and of odd number among the 2 * lanes from p on.
+template <class T>
+STYLEKERN_INLINE std::pair<Vec<Acc<T>>, Vec<Acc<T>>> load_pairs(const T* p) {
+  const Vec<Acc<T>> first = load(p), second = load(p + kLanes<Acc<T>>);
+  return {even_lanes(first, second), odd_lanes(first, second)};
+}
+#if STYLEKERN_VECTOR_BYTES == 32
+// Quarters are loaded to where no shuffle has to cross the middle of a register, which takes AVX2 several cycles.
+STYLEKERN_INLINE std::pair<Vec<float>, Vec<float>> load_pairs(const float* p) {
+  const __m256 a = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 8), 1);
+  const __m256 b = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 4)), _mm_loadu_ps(p + 12), 1);
+  return {(Vec<float>)_mm256_shuffle_ps(a, b, 0x88), (Vec<float>)_mm256_shuffle_ps(a, b, 0xdd)};
+}
+STYLEKERN_INLINE std::pair<Vec<double>, Vec<double>> load_pairs(const double* p) {
+  const __m256d a = _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p)), _mm_loadu_pd(p + 4), 1);
+  const __m256d b = _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p + 2)), _mm_loadu_pd(p + 6), 1);
+  return {(Vec<double>)_mm256_unpacklo_pd(a, b), (Vec<double>)_mm256_unpackhi_pd(a, b)};
+}
+#endif
+
 // a0 b0 a1 b1 ..., from lane `first` of both on.
 template <int first, class V, int... l>
 STYLEKERN_INLINE V zipped(V a, V b, std::integer_sequence<int, l...>) {

@@ -19,7 +19,7 @@ Bands wavelet_pool_cpu(const Tensor& given, OddRule odd) {
     T* to[4];
     for (int k = 0; k < 4; ++k) to[k] = mutable_data<T>(result[size_t(k)]);
     const int64_t bytes = picture.numel() * int64_t(sizeof(T));
-    bool streamed = true;
+    bool streamed = streams_whole_lines();  // to four bands in turn
     for (const T* band : to) streamed &= worth_streaming(band, bytes, p.band_w * int64_t(sizeof(T)));
 #define STYLEKERN_CALL(target)                                                    \
   parallel_for(p.planes() * p.band_h, 2 * p.w, [&](int64_t first, int64_t last) { \

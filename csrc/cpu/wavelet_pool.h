@@ -33,14 +33,13 @@ struct WaveletKernels {
   // The pairs of a row from column 2 j on: (even columns, odd columns).
   template <class N>
   STYLEKERN_ALWAYS_INLINE static std::pair<Vec<A>, Vec<A>> pairs(const T* row, int64_t j, N count) {
-    Vec<A> first, second{};
     if constexpr (std::is_same_v<N, int64_t>) {
-      first = load(row + 2 * j, std::min<int64_t>(2 * count, kRow));
+      Vec<A> first = load(row + 2 * j, std::min<int64_t>(2 * count, kRow)), second{};
       if (2 * count > kRow) second = load(row + 2 * j + kRow, 2 * count - kRow);
+      return {even_lanes(first, second), odd_lanes(first, second)};
     } else {
-      first = load(row + 2 * j), second = load(row + 2 * j + kRow);
+      return load_pairs(row + 2 * j);
     }
-    return {even_lanes(first, second), odd_lanes(first, second)};
   }
   template <class N>
   STYLEKERN_ALWAYS_INLINE static void store_pairs(T* row, int64_t j, Vec<A> even, Vec<A> odd, N count, bool streamed) {
@@ -54,6 +53,11 @@ struct WaveletKernels {
     }
   }
 
+  // Where a plane begins. Looked up once a plane: two divisions cost as much as a short row.
+  static int64_t start(const WaveletPool& p, const PlaneStrides& of, int64_t plane) {
+    return plane / p.c * of.n + plane % p.c * of.p;
+  }
+
   static A value(const T* x) { return load_first(x, 1)[0]; }
   static void set(T* x, A value) { store_first(x, broadcast(value), 1); }
 
@@ -61,9 +65,11 @@ struct WaveletKernels {
   static void pool(const WaveletPool& p, const T* picture, T* const* bands, bool streamed, int64_t first,
                    int64_t last) {
     const std::vector<T> zeros(p.odd == OddRule::kZero && p.h % 2 ? size_t(p.w) : 0);
-    for (int64_t r = first; r < last; ++r) {
-      const int64_t plane = r / p.band_h, i = r % p.band_h;
-      const T* const top = picture + plane / p.c * p.picture.n + plane % p.c * p.picture.p + 2 * i * p.picture.row;
+    int64_t plane = first / p.band_h, i = first % p.band_h;
+    const T* from = picture + start(p, p.picture, plane);
+    for (int64_t r = first; r < last; ++r, ++i) {
+      if (i == p.band_h) i = 0, from = picture + start(p, p.picture, ++plane);
+      const T* const top = from + 2 * i * p.picture.row;
       const bool whole = 2 * i + 1 < p.h;
       const T* const bottom = whole ? top + p.picture.row : p.odd == OddRule::kRepeat ? top : zeros.data();
       T* const out[4] = {bands[0] + r * p.band_w, bands[1] + r * p.band_w, bands[2] + r * p.band_w,
@@ -92,16 +98,21 @@ struct WaveletKernels {
                      int64_t last) {
     const int64_t block_rows = (p.h + 1) / 2;  // with kDrop, an odd last one has no bands
     const bool repeat = p.odd == OddRule::kRepeat;
-    for (int64_t r = first; r < last; ++r) {
-      const int64_t plane = r / block_rows, i = r % block_rows;
+    int64_t plane = first / block_rows, i = first % block_rows;
+    const T* from[4];
+    const auto begin_plane = [&] {
+      for (int k = 0; k < 4; ++k) from[k] = bands[k] + start(p, p.bands[k], plane);
+    };
+    begin_plane();
+    for (int64_t r = first; r < last; ++r, ++i) {
+      if (i == block_rows) i = 0, ++plane, begin_plane();
       T* const top = picture + (plane * p.h + 2 * i) * p.w;
       if (i == p.band_h) {
         std::fill_n(top, p.w, T{});
         continue;
       }
       const T* in[4];
-      for (int k = 0; k < 4; ++k)
-        in[k] = bands[k] + plane / p.c * p.bands[k].n + plane % p.c * p.bands[k].p + i * p.bands[k].row;
+      for (int k = 0; k < 4; ++k) in[k] = from[k] + i * p.bands[k].row;
       const bool whole = 2 * i + 1 < p.h;
       map_vectors<A>(in[0], p.w / 2, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         Block<Vec<A>> x = unpooled<Vec<A>>(
