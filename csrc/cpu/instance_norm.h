@@ -38,9 +38,9 @@ class PlaneMoments {
     for (int k = 0; k < 2; ++k) sums_[k] = piece.sums[k], squares_[k] = piece.squares[k];
     if (at.pass(length)) collect();
   }
-  // Goes on for about `values` more of the plane's values, or to its end.
-  STYLEKERN_INLINE void advance(int64_t values) {
-    if ((at.owed += values) >= at.kPiece) pay();
+  // Goes on for `values` more of the plane's values, or to its end, once `least` have come together.
+  STYLEKERN_INLINE void advance(int64_t values, int64_t least = PiecesOf::kPiece) {
+    if ((at.owed += values) >= least) pay();
   }
 
   void result(double eps, int64_t correction, A* mean, A* rstd) {

@@ -160,7 +160,7 @@ STYLEKERN_INLINE void forward_long_rows_3x3(const OutputPlane<T>& to, const Inpu
           sum = fma(load(u + 2 * to.u_tap + j, count), right, sum);
           store_or_stream(y + j, sum, count, to.streamed);
         });
-    if (ahead) ahead->advance(to.w);
+    if (ahead) ahead->advance(to.w, 64);  // in short pieces: the streams wait meanwhile
   }
 }
 

@@ -1,0 +1,75 @@
+"""A plane's sums are taken while the plane before it is written: its results are those of that plane alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from stylekern import use_backend
+from stylekern.ops import adain, factorized_instance_norm, style_kernel_conv
+
+from .cases import LAYOUTS
+
+N, C = 2, 9  # as many planes as make a thread go from one to the next
+
+
+def planes(h: int, w: int, dtype: torch.dtype) -> Tensor:
+    """Planes of means and deviations far apart, one of which lies far from its first values, and one not finite."""
+    scale, shift = torch.logspace(-2, 2, C).view(C, 1, 1), torch.linspace(-30, 30, N * C).view(N, C, 1, 1)
+    x = torch.randn(N, C, h, w) * scale + shift
+    x.view(N, C, -1)[0, 3, 64:] += 1000
+    x[1, 4, -1, -1] = torch.inf
+    return x.to(dtype)
+
+
+def adain_case(h: int, w: int, hs: int, ws: int, dtype: torch.dtype) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    return adain, [planes(h, w, dtype), planes(hs, ws, dtype)]
+
+
+def norm_case(h: int, w: int, _hs: int, _ws: int, dtype: torch.dtype) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    gamma, beta = torch.randn(C).to(dtype), torch.randn(C).to(dtype)
+    return factorized_instance_norm, [planes(h, w, dtype), gamma, beta, planes(h, w, dtype), planes(h, w, dtype)]
+
+
+def conv_case(h: int, w: int, _hs: int, _ws: int, dtype: torch.dtype) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    filters = [torch.randn(N, C, 3, h, w).to(dtype) for _ in range(2)]
+    return lambda *tensors: style_kernel_conv(*tensors, normalize=True), [planes(h, w, dtype), *filters]
+
+
+def of_plane(x: Tensor, n: int, c: int) -> Tensor:
+    return x[c : c + 1] if x.dim() == 1 else x[n : n + 1, c : c + 1]
+
+
+def results(op: Callable[..., Tensor], tensors: list[Tensor], upstream: Tensor) -> list[Tensor]:
+    """The output, and the gradients of the tensors that planes do not share."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    output = op(*leaves)
+    return [output, *torch.autograd.grad(output, [x for x in leaves if x.dim() > 1], upstream)]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "sliced", "misaligned"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(16, 16, 16, 16), (33, 31, 33, 31), (32, 32, 7, 9), (20, 30, 61, 57), (3, 1100, 5, 1500)], ids=str
+)
+@pytest.mark.parametrize("case", [adain_case, norm_case, conv_case])
+def test_results_of_a_plane_do_not_depend_on_the_others(
+    case: Callable[..., tuple[Callable[..., Tensor], list[Tensor]]],
+    sizes: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    layout: str,
+) -> None:
+    torch.manual_seed(0)
+    op, tensors = case(*sizes, dtype)
+    tensors = [LAYOUTS[layout](x) for x in tensors]
+    upstream = torch.randn(N, C, *sizes[:2]).to(dtype)
+    with use_backend("compiled"):
+        together = results(op, tensors, upstream)
+        for n in range(N):
+            for c in range(C):
+                alone = results(op, [of_plane(x, n, c) for x in tensors], of_plane(upstream, n, c))
+                for given, expected in zip(together, alone, strict=True):
+                    assert torch.equal(of_plane(given, n, c).nan_to_num(7.0), expected.nan_to_num(7.0)), (n, c)
