@@ -28,7 +28,7 @@ class PlaneMoments {
     Vec<A> sum{};
     const int64_t first = plane ? std::min<int64_t>(at.w, 64) : 0;
     for_vectors<A>(first, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { sum += load(plane + j, count); });
-    restart(lane_total(sum) / A(first));
+    restart(lane_total(sum) / A(std::max<int64_t>(first, 1)));
   }
 
   STYLEKERN_INLINE Piece begin_piece() const {

@@ -28,7 +28,7 @@ struct PiecesOf {
   }
   // `length` values were taken. Whether sums are to join those in double.
   bool pass(int64_t length) {
-    owed -= length, pending += length;
+    owed = std::max<int64_t>(owed - length, 0), pending += length;
     if ((j += length) == w) j = 0, ++i;
     return j % kPending == 0 && pending >= kPending;
   }
