@@ -41,11 +41,10 @@ STYLEKERN_INLINE void map_vectors_beside(const T* row, int64_t w, F&& f, Sums&..
   using A = Acc<T>;
   constexpr int64_t piece = PiecesOf::kPiece, lanes = kLanes<A>;
   constexpr std::integral_constant<int, int(lanes)> whole;
-  const int64_t past = int64_t(reinterpret_cast<uintptr_t>(row) / sizeof(T) % lanes);
-  int64_t j = 0;
-  if (past > 0 && w >= lanes) f(0, whole), j = lanes - past;  // from where the row is aligned
-  for (; j + piece <= w; j += piece) {
-    if ((sums.at.has_piece() && ...)) {
+  for (int64_t j = 0, length; j < w; j += length) {
+    const int64_t past = int64_t(reinterpret_cast<uintptr_t>(row + j) / sizeof(T) % lanes);
+    length = std::min(past > 0 ? lanes - past : piece, w - j);  // from the second on, pieces begin aligned
+    if (length == piece && (sums.at.has_piece() && ...)) {
       [&](auto... pieces) STYLEKERN_ALWAYS_INLINE {
         for (int64_t k = 0; k < piece; k += 2 * lanes) {
           (pieces.add_pair(k), ...);
@@ -54,11 +53,10 @@ STYLEKERN_INLINE void map_vectors_beside(const T* row, int64_t w, F&& f, Sums&..
         (sums.end_piece(pieces, piece), ...);
       }(sums.begin_piece()...);
     } else {
-      (sums.advance(piece), ...);
-      map_vectors<A>(row + j, piece, [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE { f(j + k, count); });
+      (sums.advance(length), ...);
+      map_vectors<A>(row + j, length, [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE { f(j + k, count); });
     }
   }
-  map_vectors<A>(row + j, w - j, [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE { f(j + k, count); });
 }
 
 }  // namespace stylekern::STYLEKERN_TARGET
