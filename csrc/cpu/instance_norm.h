@@ -141,16 +141,17 @@ class RunningGradientSums {
   STYLEKERN_INLINE void end(int64_t count) {
     if ((pending_ += count) >= PiecesOf::kPending) collect();
   }
-  STYLEKERN_INLINE void collect() {
-    sum_g_.add(g_), sum_gx_.add(gx_);
-    g_ = gx_ = Vec<A>{}, pending_ = 0;
-  }
   GradientSums total() {
     collect();
     return {sum_g_.total(), sum_gx_.total()};
   }
 
  private:
+  STYLEKERN_INLINE void collect() {
+    sum_g_.add(g_), sum_gx_.add(gx_);
+    g_ = gx_ = Vec<A>{}, pending_ = 0;
+  }
+
   Vec<A> g_{}, gx_{};
   int64_t pending_ = 0;
   LaneSum sum_g_, sum_gx_;

@@ -103,8 +103,8 @@ Target cpu_target();
 const char* cpu_target_name(Target target);
 
 // Whether a loop may stream to several places in turn. AVX2 stores half a cache line at a time, which waits for the
-// other half in one of a few buffers. Measured on AVX2, on a noisy machine: one place gains 10 to 30 %, four that are
-// walked together break even or gain, two of a backward pass break even or lose up to a third, six and eight lose half.
+// other half in one of a few buffers. Measured on AVX2, on a noisy machine: one place gains 10 to 30 %, two of a
+// backward pass break even or lose up to a third, four that are walked together lose 10 to 35 %, six and eight half.
 inline bool streams_whole_lines() { return cpu_target() == Target::kAvx512; }
 
 }  // namespace stylekern
