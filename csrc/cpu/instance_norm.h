@@ -122,8 +122,8 @@ class PlaneMoments {
 
 // mean and 1 / sqrt(var + eps) of a plane.
 template <class T>
-void instance_statistics(const T* plane, int64_t h, int64_t w, int64_t row, double eps, int64_t correction,
-                         Acc<T>* mean, Acc<T>* rstd) {
+STYLEKERN_NOINLINE void instance_statistics(const T* plane, int64_t h, int64_t w, int64_t row, double eps,
+                                            int64_t correction, Acc<T>* mean, Acc<T>* rstd) {
   PlaneMoments<T>(plane, h, w, row).result(eps, correction, mean, rstd);
 }
 

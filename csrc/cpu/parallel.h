@@ -67,23 +67,39 @@ class Take {
   int64_t thread_ = 0, count_ = 0;
 };
 
+// What a loop calls, whatever its type, so that there is one loop to compile and not one a kernel.
+template <class... Args>
+class Call {
+ public:
+  template <class F>
+  Call(const F& f) : f_(&f), call_([](const void* f, Args... args) { (*static_cast<const F*>(f))(args...); }) {}
+  void operator()(Args... args) const { call_(f_, args...); }
+
+ private:
+  const void* f_;
+  void (*call_)(const void*, Args...);
+};
+
 // Calls work(take) on as many of torch's threads as count steps are worth; take() returns the next chunk [begin, end)
 // of [0, count), empty when there is none. `operations` is about what one step costs; below kWorthAThread of them for
 // the whole loop, the caller's thread does it alone.
-template <class Work>
-void on_threads(int64_t count, int64_t operations, const Work& work) {
+STYLEKERN_NOINLINE inline void on_threads(int64_t count, int64_t operations, Call<Take&> work) {
   constexpr int64_t kWorthAThread = 1 << 16, kSmallest = 1 << 13;
   const int64_t cost = std::max<int64_t>(operations, 1), grain = std::max<int64_t>(kWorthAThread / cost, 1);
   const int64_t threads = std::min<int64_t>(int64_t(torch::stable::get_num_threads()), (count + grain - 1) / grain);
-  const auto run = [&](Take take) STYLEKERN_NOINLINE { work(take); };
-  if (threads <= 1) return run(Take(count));
+  if (threads <= 1) {
+    Take all(count);
+    return work(all);
+  }
   Chunks chunks(count, threads, std::max<int64_t>(kSmallest / cost, 1));
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) { run(Take(chunks, thread)); });
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+    Take take(chunks, thread);
+    work(take);
+  });
 }
 
 // Calls f(begin, end) on chunks of [0, count), on torch's threads.
-template <class F>
-void parallel_for(int64_t count, int64_t operations, const F& f) {
+STYLEKERN_NOINLINE inline void parallel_for(int64_t count, int64_t operations, Call<int64_t, int64_t> f) {
   on_threads(count, operations, [&](Take& take) {
     for (auto [begin, end] = take(); begin < end; std::tie(begin, end) = take()) f(begin, end);
   });
@@ -97,18 +113,33 @@ inline int64_t band_count(int64_t units, int64_t h, int64_t taps) {
   return std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(h / thinnest, 1));
 }
 
+// A thread's chunks, a step at a time.
+class Steps {
+ public:
+  explicit Steps(Take& take) : take_(take) {}
+  // -1 when there are no more.
+  STYLEKERN_NOINLINE int64_t next() {
+    if (step_ == end_) std::tie(step_, end_) = take_();
+    return step_ < end_ ? step_++ : -1;
+  }
+
+ private:
+  Take& take_;
+  int64_t step_ = 0, end_ = 0;
+};
+
 // Calls work(state, step, next) for every step, on torch's threads, with a state per thread that make() returns; `next`
 // is the step that this thread does after that, or -1.
 template <class Make, class Work>
 void for_steps(int64_t count, int64_t operations, const Make& make, const Work& work) {
   on_threads(count, operations, [&](Take& take) {
-    auto [begin, end] = take();
-    if (begin == end) return;
-    auto state = make();
-    while (begin < end) {
-      const int64_t step = begin;
-      if (++begin == end) std::tie(begin, end) = take();
-      work(state, step, begin < end ? begin : -1);
+    Steps steps(take);
+    int64_t step = steps.next();
+    if (step < 0) return;
+    for (auto state = make(); step >= 0;) {
+      const int64_t next = steps.next();
+      work(state, step, next);
+      step = next;
     }
   });
 }
@@ -128,8 +159,8 @@ void for_bands(const P& p, int64_t bands, int64_t operations, const Make& make, 
 // threads. `operations` is about what a row costs. Either one right after the other, while the plane is in cache:
 // `next` is the plane that this thread does after that, for which then() does what first() would have, or -1. Or, where
 // there are too few planes for the threads, the second in bands of rows, and next is -1.
-template <class First, class Then>
-void for_planes(int64_t planes, int64_t h, int64_t operations, const First& first, const Then& then) {
+STYLEKERN_NOINLINE inline void for_planes(int64_t planes, int64_t h, int64_t operations, Call<int64_t> first,
+                                          Call<int64_t, int64_t, int64_t, int64_t> then) {
   const int64_t wanted = 4 * int64_t(torch::stable::get_num_threads());
   const int64_t bands = planes >= wanted ? 1 : std::clamp<int64_t>((wanted + planes - 1) / planes, 1, h);
   if (bands == 1)

@@ -76,7 +76,7 @@ class StyleKernelConvForward {
  public:
   using A = Acc<T>;
 
-  explicit StyleKernelConvForward(const StyleKernelConvArgs<T>& args)
+  STYLEKERN_NOINLINE explicit StyleKernelConvForward(const StyleKernelConvArgs<T>& args)
       : args_(args),
         p_(args.problem),
         x_(p_),
@@ -140,17 +140,16 @@ class StyleKernelConvForward {
       else
         forward_long_rows_3x3(to, from, i0, i1, ahead);
     };
-    if (next >= 0 && cpg == 1 && args_.mean) {
-      PlaneMoments<T> moments(plane(next), p_.h, p_.w, p_.input.row);
-      rows(g, 0, p_.h, &moments);
-      moments.result(args_.eps, args_.correction, args_.mean + next, args_.rstd + next);
-      ready_ = next;
-      return;
-    }
+    const bool with_next = next >= 0 && cpg == 1 && args_.mean;
+    PlaneMoments<T> moments(with_next ? plane(next) : nullptr, p_.h, p_.w, p_.input.row);
     // Filters that several channels share stay in the first-level cache from one to the next.
     const int64_t tile = cpg == 1 ? row1 - row0 : std::max<int64_t>(kTileValues / p_.w, 1);
     for (int64_t i0 = row0; i0 < row1; i0 += tile)
-      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) rows(c, i0, std::min(i0 + tile, row1), nullptr);
+      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c)
+        rows(c, i0, std::min(i0 + tile, row1), with_next ? &moments : nullptr);
+    if (!with_next) return;
+    moments.result(args_.eps, args_.correction, args_.mean + next, args_.rstd + next);
+    ready_ = next;
   }
 
   void run_tiles(int64_t n, int64_t g, int64_t row0, int64_t row1) {

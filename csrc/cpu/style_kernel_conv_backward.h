@@ -10,7 +10,7 @@ class StyleKernelConvBackward {
  public:
   using A = Acc<T>;
 
-  explicit StyleKernelConvBackward(const StyleKernelConvBackwardArgs<T>& args)
+  STYLEKERN_NOINLINE explicit StyleKernelConvBackward(const StyleKernelConvBackwardArgs<T>& args)
       : args_(args),
         p_(args.problem),
         x_(p_),
