@@ -35,10 +35,10 @@ void forward(const AdaConvArgs<T>& args) {
       });
     for_bands(
         p, bands, cost(p) / bands, [&] { return kernels.forward(args); },
-        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t) {
+        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
           if (args.mean && bands == 1)
             for (int64_t m = 0; m < p.group_in(); ++m) conv.statistics(n * p.c + g * p.group_in() + m);
-          conv.run(n, g, row0, row1);
+          conv.run(n, g, row0, row1, bands == 1 ? next : -1);
         });
   });
 }

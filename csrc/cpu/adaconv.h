@@ -36,9 +36,10 @@ class InputPlanes {
         }
         const T* const x = plane + source * p_.input.row;
         if (mean) {
-          const A centre = mean[nc], scale = rstd[nc];
+          const Centre<A> centre(mean[nc]);
+          const A scale = rstd[nc];
           for_vectors<A>(p_.w, [&](int64_t j, auto count)
-                                   STYLEKERN_ALWAYS_INLINE { store(row + j, (load(x + j, count) - centre) * scale); });
+                                   STYLEKERN_ALWAYS_INLINE { store(row + j, centre(load(x + j, count)) * scale); });
         } else {
           for_vectors<A>(p_.w,
                          [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { store(row + j, load(x + j, count)); });
@@ -72,9 +73,9 @@ class AdaConvForward {
                         args_.rstd + nc);
   }
 
-  // Rows [row0, row1) of a sample and group.
-  void run(int64_t n, int64_t g, int64_t row0, int64_t row1) {
-    if (p_.depthwise_3x3() && p_.w > kLanes<A>) return depthwise(n, g, row0, row1);
+  // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that is this thread's next, or -1.
+  void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
+    if (p_.depthwise_3x3() && p_.w > kLanes<A>) return depthwise(n, g, row0, row1, next);
     const int64_t tile = x_.tile();
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);
@@ -87,7 +88,8 @@ class AdaConvForward {
  private:
   const T* input_plane(int64_t nc) const { return args_.input + nc / p_.c * p_.input.n + nc % p_.c * p_.input.p; }
 
-  void depthwise(int64_t n, int64_t g, int64_t row0, int64_t row1) {
+  void depthwise(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
+    constexpr int64_t kFetched = 1 << 17;  // bytes of a plane that waits in a second-level cache beside this one
     const int64_t nc = n * p_.c + g;
     DepthwisePlane<T> plane{.x = input_plane(nc),
                             .h = p_.h,
@@ -97,12 +99,14 @@ class AdaConvForward {
                             .mean = args_.mean ? args_.mean[nc] : A(0),
                             .rstd = args_.mean ? args_.rstd[nc] : A(1),
                             .streamed = args_.streamed};
+    if (next >= 0 && p_.h * p_.w * int64_t(sizeof(T)) <= kFetched) plane.next = input_plane(next);
     for (int64_t o = g * p_.group_out(); o < (g + 1) * p_.group_out(); ++o) {
       const int64_t no = n * p_.out_c + o;
       plane.y = args_.output + no * p_.h * p_.w;
       plane.kernel = args_.kernel + no * 9;
       plane.bias = args_.bias ? args_.bias[no] : A(0);
       depthwise_3x3(plane, row0, row1);
+      plane.next = nullptr;
     }
     if (args_.streamed) finish_streams();
   }

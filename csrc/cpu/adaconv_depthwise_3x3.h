@@ -1,7 +1,8 @@
 // adaconv on the CPU, forward, one channel a group and three taps both ways: no scratch. Included by foreach_target.h.
 //
 // Nine multiply-adds a value leave no room for a detour: a scratch row would be stored and loaded once more for a tenth
-// of that. So x is read where it lies, centred as it is loaded, and rstd is part of the weights.
+// of that. So x is read where it lies, centred as it is loaded, and rstd is part of the weights. Meanwhile the next
+// plane is fetched: else its statistics, and then its first rows, wait for memory by themselves.
 namespace stylekern::STYLEKERN_TARGET {
 
 // A channel's plane, and the output that is computed from it.
@@ -15,11 +16,18 @@ struct DepthwisePlane {
   A mean, rstd, bias = 0;
   const A* kernel = nullptr;
   bool streamed;
+  const T* next = nullptr;  // the plane that this thread is at after this one, of the same strides; null: not fetched
 
   // The row of x that a tap of output row i reads; null: zeros.
   const T* source(int64_t i) const {
     const int64_t q = border_index(i, h, padding);
     return q < 0 ? nullptr : x + q * row;
+  }
+  // Rows [i0, i1) of the next plane.
+  STYLEKERN_ALWAYS_INLINE void fetch_next(int64_t i0, int64_t i1) const {
+    constexpr int64_t line = 64 / sizeof(T);
+    for (int64_t i = i0; next && i < i1; ++i)
+      for (int64_t j = 0; j < w; j += line) __builtin_prefetch(next + i * row + j);
   }
 };
 
@@ -50,6 +58,7 @@ STYLEKERN_INLINE void depthwise_vectors(const DepthwisePlane<T>& p, const T* con
   using A = Acc<T>;
   constexpr int lanes = kLanes<A>;
   const std::integral_constant<int, lanes> whole;
+  const Centre<A> centre(p.mean);
   Vec<A> sum[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -65,11 +74,11 @@ STYLEKERN_INLINE void depthwise_vectors(const DepthwisePlane<T>& p, const T* con
       for (int v = 0; v < V; ++v) {
         const T* const here = rows[q] + j[v];
         if (first && v == 0 && b == 0)
-          x[v] = left_of_first<A>(p.padding, load(here) - p.mean);
+          x[v] = left_of_first<A>(p.padding, centre(load(here)));
         else if (last && v == V - 1 && b == 2)
-          x[v] = right_of_last<A>(p.padding, load(here) - p.mean);
+          x[v] = right_of_last<A>(p.padding, centre(load(here)));
         else
-          x[v] = load(here + b - 1) - p.mean;
+          x[v] = centre(load(here + b - 1));
       }
 #pragma GCC unroll 3
       for (int a = 0; a < 3; ++a) {
@@ -107,6 +116,7 @@ void depthwise_3x3(const DepthwisePlane<T> p, int64_t row0, int64_t row1) {
     const T* rows[R + 2];
     for (int q = 0; q < R + 2; ++q) rows[q] = p.source(row0 + i + q - 1);
     T* const y = p.y + (row0 + i) * p.w;
+    p.fetch_next(row0 + i, row0 + i + R);
     int64_t j = 0;
     if (R > 1 && end <= lanes) return depthwise_vectors<R, 2>(p, rows, weights, {0, end}, true, true, y);
     if (R > 1) {

@@ -21,7 +21,8 @@ struct AdainKernels {
   // `next`, unless that is -1, come along.
   static void apply(const AdainArgs<T>& args, int64_t plane, int64_t row0, int64_t row1, int64_t next) {
     const Adain& p = args.problem;
-    const A mean = args.content_mean[plane], style_mean = args.style_mean[plane];
+    const Centre<A> centre(args.content_mean[plane]);
+    const A style_mean = args.style_mean[plane];
     const A scale = A(double(args.content_rstd[plane]) / double(args.style_rstd[plane]));
     const T* const x = args.content_plane(plane) + row0 * p.content.row;
     T* const y = args.output + (plane * p.h + row0) * p.w;
@@ -33,7 +34,7 @@ struct AdainKernels {
       const T* const from = x + i * p.content.row;
       T* const to = y + i * w;
       const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        const Vec<A> centred = load(from + j, count) - mean;
+        const Vec<A> centred = centre(load(from + j, count));
         store_or_stream(to + j, fma(centred, broadcast(scale), broadcast(style_mean)), count, args.streamed);
       };
       map_vectors_beside(to, w, one, content, style);
@@ -85,14 +86,14 @@ struct AdainKernels {
     if (args.grad_style) {
       // grad_style = sum(g) / m + (style - style_mean) * style_rstd * sum(g * x) / (m - correction)
       const A first = A(sums->g / m), slope = A(style_rstd * sums->gx / (m - double(p.correction)));
-      const A style_mean = args.style_mean[plane];
+      const Centre<A> centre(args.style_mean[plane]);
       int64_t h = p.style_h, w = p.style_w;
       flatten(h, w, {p.style.row});
       for (int64_t i = 0; i < h; ++i) {
         const T* const from = args.style_plane(plane) + i * p.style.row;
         T* const to = args.grad_style + plane * p.style_h * p.style_w + i * w;
         const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-          const Vec<A> centred = load(from + j, count) - style_mean;
+          const Vec<A> centred = centre(load(from + j, count));
           store_or_stream(to + j, fma(centred, broadcast(slope), broadcast(first)), count, args.style_streamed);
         };
         map_vectors_beside(to, w, one, ahead);

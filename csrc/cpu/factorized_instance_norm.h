@@ -21,7 +21,8 @@ struct FactorizedInstanceNormKernels {
   // unless that is -1, come along.
   static void apply(const Args& args, int64_t plane, int64_t row0, int64_t row1, int64_t next) {
     const FactorizedInstanceNorm& p = args.problem;
-    const A mean = args.mean[plane], rstd = args.rstd[plane];
+    const Centre<A> centre(args.mean[plane]);
+    const A rstd = args.rstd[plane];
     const A gamma = of_channel(args, args.gamma_ind, plane), beta = of_channel(args, args.beta_ind, plane);
     const T* const content = args.plane(args.content, p.content, plane) + row0 * p.content.row;
     const T* const gamma_style = args.plane(args.gamma_style, p.gamma_style, plane) + row0 * p.gamma_style.row;
@@ -35,7 +36,7 @@ struct FactorizedInstanceNormKernels {
       const T *const scale = gamma_style + i * p.gamma_style.row, *const shift = beta_style + i * p.beta_style.row;
       T* const to = y + i * w;
       const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        const Vec<A> x = (load(from + j, count) - mean) * rstd;
+        const Vec<A> x = centre(load(from + j, count)) * rstd;
         const Vec<A> inner = fma(x, broadcast(gamma), broadcast(beta));
         store_or_stream(to + j, fma(load(scale + j, count), inner, load(shift + j, count)), count, args.streamed);
       };

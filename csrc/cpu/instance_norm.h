@@ -1,6 +1,17 @@
 // Instance normalisation of one plane: statistics and the adjoint. Included by foreach_target.h.
 namespace stylekern::STYLEKERN_TARGET {
 
+// x - mean, the same value as an addition: that takes an x from memory as it is, a subtraction has to load it first.
+template <class A>
+class Centre {
+ public:
+  explicit Centre(A mean) : minus_(in_register(broadcast(-mean))) {}
+  STYLEKERN_ALWAYS_INLINE Vec<A> operator()(Vec<A> x) const { return x + minus_; }
+
+ private:
+  Vec<A> minus_;
+};
+
 // Mean and variance of a plane in one read, about the mean of its first values.
 //
 // The squares about a centre, less n times the squared distance to it, lose as many digits as that distance squared has
@@ -14,12 +25,11 @@ class PlaneMoments {
   // A pair of vectors at a time, in registers.
   struct Piece {
     const T* x;
-    Vec<A> centre, sums[2], squares[2];
+    Centre<A> centre;
+    Vec<A> sums[2], squares[2];
 
     STYLEKERN_INLINE void add(int k, Vec<A> d) { sums[k] += d, squares[k] = fma(d, d, squares[k]); }
-    STYLEKERN_INLINE void add_pair(int64_t j) {
-      add(0, load(x + j) - centre), add(1, load(x + j + kLanes<A>) - centre);
-    }
+    STYLEKERN_INLINE void add_pair(int64_t j) { add(0, centre(load(x + j))), add(1, centre(load(x + j + kLanes<A>))); }
   };
 
   // Of no plane, null, there is nothing to take.
@@ -32,7 +42,7 @@ class PlaneMoments {
   }
 
   STYLEKERN_INLINE Piece begin_piece() const {
-    return {plane_ + at.i * row_ + at.j, centre_, {sums_[0], sums_[1]}, {squares_[0], squares_[1]}};
+    return {plane_ + at.i * row_ + at.j, Centre(centre_), {sums_[0], sums_[1]}, {squares_[0], squares_[1]}};
   }
   STYLEKERN_INLINE void end_piece(const Piece& piece, int64_t length) {
     for (int k = 0; k < 2; ++k) sums_[k] = piece.sums[k], squares_[k] = piece.squares[k];
@@ -48,11 +58,11 @@ class PlaneMoments {
     finish();
     double d = total_.total() / n, m2 = total_squares_.total() - n * d * d;
     if (n * d * d > 4 * m2) {
-      restart(A(double(centre_[0]) + d));
+      restart(A(double(centre_) + d));
       finish();
       d = total_.total() / n, m2 = total_squares_.total() - n * d * d;
     }
-    double found = double(centre_[0]) + d;
+    double found = double(centre_) + d;
     if (!std::isfinite(m2)) std::tie(found, m2) = in_double();
     *mean = A(found);
     *rstd = A(1 / std::sqrt(std::max(m2, 0.0) / (n - double(correction)) + eps));
@@ -74,7 +84,7 @@ class PlaneMoments {
       int64_t j = 0;
       for (; j + 2 * lanes <= length; j += 2 * lanes) piece.add_pair(j);
       const auto rest = [&](int64_t count) STYLEKERN_ALWAYS_INLINE {
-        return first_lanes<A>(load_first(piece.x + j, count) - centre_, count);
+        return first_lanes<A>(piece.centre(load_first(piece.x + j, count)), count);
       };
       if (j < length) piece.add(0, rest(std::min(length - j, lanes))), j += lanes;
       if (j < length) piece.add(1, rest(length - j));
@@ -95,7 +105,7 @@ class PlaneMoments {
     at.pending = 0;
   }
   void restart(A centre) {
-    centre_ = broadcast(centre);
+    centre_ = centre;
     at = {at.h, at.w};
     total_ = total_squares_ = LaneSum();
     clear();
@@ -116,7 +126,8 @@ class PlaneMoments {
 
   const T* plane_;
   int64_t row_;
-  Vec<A> centre_, sums_[2], squares_[2];
+  A centre_;
+  Vec<A> sums_[2], squares_[2];
   LaneSum total_, total_squares_;
 };
 
@@ -168,13 +179,14 @@ class PlaneGradientSums {
     const T* input;
     LoadG load_g;
     int64_t i, first;
-    A mean, rstd;
+    Centre<A> centre;
+    A rstd;
     Vec<A> g, gx;
 
     template <class N>
     STYLEKERN_INLINE void add(int64_t j, N count) {
       const Vec<A> gj = load_g(i, first + j, count);
-      g += gj, gx = fma(gj, (load(input + j, count) - mean) * rstd, gx);
+      g += gj, gx = fma(gj, centre(load(input + j, count)) * rstd, gx);
     }
     STYLEKERN_INLINE void add_pair(int64_t j) {
       constexpr std::integral_constant<int, kLanes<A>> whole;
@@ -187,7 +199,7 @@ class PlaneGradientSums {
       : at{input ? h : 0, w}, input_(input), row_(row), mean_(mean), rstd_(rstd), load_g_(load_g) {}
 
   STYLEKERN_INLINE Piece begin_piece() const {
-    return {input_ + at.i * row_ + at.j, load_g_, at.i, at.j, mean_, rstd_, g_, gx_};
+    return {input_ + at.i * row_ + at.j, load_g_, at.i, at.j, Centre(mean_), rstd_, g_, gx_};
   }
   STYLEKERN_INLINE void end_piece(const Piece& piece, int64_t length) {
     g_ = piece.g, gx_ = piece.gx;
@@ -230,16 +242,17 @@ class PlaneGradientSums {
 //   grad_input = rstd * (g - sum(g) / n - x * sum(g * x) / (n - correction))
 template <class A>
 struct NormalizeBackward {
-  A mean, rstd, mean_g, mean_gx, scale;
+  Centre<A> centre;
+  A rstd, mean_g, mean_gx, scale;
 
   // `more` multiplies the result.
   NormalizeBackward(A mean, A rstd, const GradientSums& sums, double n, int64_t correction, double more = 1)
-      : mean(mean),
+      : centre(mean),
         rstd(rstd),
         mean_g(A(sums.g / n)),
         mean_gx(A(sums.gx / (n - double(correction)))),
         scale(A(double(rstd) * more)) {}
-  STYLEKERN_ALWAYS_INLINE Vec<A> normalized(Vec<A> input) const { return (input - mean) * rstd; }
+  STYLEKERN_ALWAYS_INLINE Vec<A> normalized(Vec<A> input) const { return centre(input) * rstd; }
   STYLEKERN_ALWAYS_INLINE Vec<A> operator()(Vec<A> g, Vec<A> x) const {
     return fma(x, broadcast(-mean_gx), g - mean_g) * scale;
   }

@@ -48,7 +48,8 @@ class InputTile {
   const A* copy_row(const T* x, int64_t q, A mean, A rstd, bool normalize) {
     A* const row = values_.row(q - first_);
     if (normalize) {
-      for_vectors<A>(p_.in_w, [&](int64_t j, auto count) { store(row + j, (load(x + j, count) - mean) * rstd); });
+      const Centre<A> centre(mean);
+      for_vectors<A>(p_.in_w, [&](int64_t j, auto count) { store(row + j, centre(load(x + j, count)) * rstd); });
     } else {
       for_vectors<A>(p_.in_w, [&](int64_t j, auto count) { store(row + j, load(x + j, count)); });
     }

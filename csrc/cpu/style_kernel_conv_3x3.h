@@ -62,11 +62,11 @@ template <class T>
 struct InputRows {
   using A = Acc<T>;
   const T* row[3];
-  A mean[3], rstd[3];  // 0 and 1 for zeros, and where x is not normalised
+  A minus_mean[3], rstd[3];  // 0 and 1 for zeros, and where x is not normalised
 
   template <class N>
   STYLEKERN_ALWAYS_INLINE Vec<A> get(int a, int64_t j, N count) const {
-    return (load(row[a] + j, count) - mean[a]) * rstd[a];
+    return (load(row[a] + j, count) + minus_mean[a]) * rstd[a];  // see Centre
   }
 };
 
@@ -83,12 +83,12 @@ class InputPlane {
         h_(p.h),
         above_(border_index(-1, p.h, p.padding)),
         below_(border_index(p.h, p.h, p.padding)),
-        mean_(mean ? *mean : A(0)),
+        minus_mean_(mean ? -*mean : A(0)),
         rstd_(mean ? *rstd : A(1)) {}
 
   STYLEKERN_ALWAYS_INLINE InputRows<T> rows(int64_t i) const {
     const T* const x = x_ + i * row_;
-    InputRows<T> rows{{x - row_, x, x + row_}, {mean_, mean_, mean_}, {rstd_, rstd_, rstd_}};
+    InputRows<T> rows{{x - row_, x, x + row_}, {minus_mean_, minus_mean_, minus_mean_}, {rstd_, rstd_, rstd_}};
     if (i == 0) set_border(rows, 0, above_);
     if (i + 1 == h_) set_border(rows, 2, below_);
     return rows;
@@ -100,7 +100,7 @@ class InputPlane {
     const int64_t q = i < 0 ? above_ : i < h_ ? i : below_;
     if (q >= 0)
 #pragma GCC unroll 4
-      for (int k = 0; k < V; ++k) to[k] = (load(x_ + q * row_ + k * kLanes<A>) - mean_) * rstd_;
+      for (int k = 0; k < V; ++k) to[k] = (load(x_ + q * row_ + k * kLanes<A>) + minus_mean_) * rstd_;
     else
 #pragma GCC unroll 4
       for (int k = 0; k < V; ++k) to[k] = Vec<A>{};
@@ -109,12 +109,12 @@ class InputPlane {
  private:
   STYLEKERN_ALWAYS_INLINE void set_border(InputRows<T>& rows, int a, int64_t i) const {
     rows.row[a] = i < 0 ? zeros_ : x_ + i * row_;
-    if (i < 0) rows.mean[a] = 0, rows.rstd[a] = 1;
+    if (i < 0) rows.minus_mean[a] = 0, rows.rstd[a] = 1;
   }
 
   const T *x_, *zeros_;
   int64_t row_, h_, above_, below_;
-  A mean_, rstd_;
+  A minus_mean_, rstd_;
 };
 
 template <class A>
