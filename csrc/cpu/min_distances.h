@@ -59,7 +59,7 @@ STYLEKERN_INLINE void store_wide(T* p, Wide v) {
 template <class T>
 struct MinDistancesKernels {
   using A = Acc<T>;
-  using Index = std::remove_reference_t<decltype(Lanes<A>{}[0])>;
+  using Index = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;  // of the width of A, as lanes of Lanes<A> are
 
   // sum of f(a, b) in double: equal rows give equal bits, wherever they lie.
   template <class U, class F>
