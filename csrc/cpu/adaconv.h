@@ -106,7 +106,7 @@ class AdaConvForward {
       plane.kernel = args_.kernel + no * 9;
       plane.bias = args_.bias ? args_.bias[no] : A(0);
       depthwise_3x3(plane, row0, row1);
-      plane.next = nullptr;
+      plane.next = nullptr;  // once is enough
     }
     if (args_.streamed) finish_streams();
   }
