@@ -95,6 +95,22 @@ def gencode_flags(archs: str) -> list[str]:
     return flags
 
 
+def _common_flags(torch: Path) -> list[str]:
+    return [
+        "-std=c++20",
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+        f"-isystem {torch / 'include'}",
+        f"-isystem {sysconfig.get_path('include')}",
+    ]
+
+
+def cxx_flags(compiler: str, torch: Path) -> list[str]:
+    """The C++ compiler's flags, quoted for a shell."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+    host = ["-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+    return [*_common_flags(torch), *host, f"-DSTYLEKERN_COMPILER='\"{version}\"'"]
+
+
 def ninja_file(mode: str, output: Path, objects: Path) -> str:
     """The build as ninja reads it."""
     compiler, torch = cxx(), torch_root()
@@ -105,24 +121,15 @@ def ninja_file(mode: str, output: Path, objects: Path) -> str:
     if mode == "cuda" and not nvcc():
         raise BuildError("STYLEKERN_BUILD=cuda, but nvcc is neither on the path nor under CUDA_HOME")
     archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHS
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
-    include, suffix = sysconfig.get_path("include"), "/include"
-    common = [
-        "-std=c++20",
-        f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
-        f"-isystem {torch}{suffix}",
-        f"-isystem {include}",
-    ]
-    host = ["-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
-    defines = [f"-DSTYLEKERN_COMPILER='\"{version}\"'"]
+    host = cxx_flags(compiler, torch)
     if mode == "cuda":
-        defines.append(f"-DSTYLEKERN_CUDA_ARCHS='\"{archs}\"'")
+        host.append(f"-DSTYLEKERN_CUDA_ARCHS='\"{archs}\"'")
     shared = (
         ["-undefined dynamic_lookup", "-dynamiclib"] if sys.platform == "darwin" else ["-shared", "-Wl,--no-as-needed"]
     )
     link = [f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
     lines = [
-        f"cxxflags = {' '.join(common + host + defines)}",
+        f"cxxflags = {' '.join(host)}",
         "rule cxx",
         f"  command = {compiler} -MMD -MF $out.d $cxxflags -c $in -o $out",
         "  depfile = $out.d",
@@ -134,7 +141,7 @@ def ninja_file(mode: str, output: Path, objects: Path) -> str:
         cuda = ["-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo"]
         home = Path(nvcc()).resolve().parent.parent
         lines += [
-            f"nvccflags = {' '.join(common + cuda + gencode_flags(archs))}",
+            f"nvccflags = {' '.join(_common_flags(torch) + cuda + gencode_flags(archs))}",
             "rule nvcc",
             f"  command = {nvcc()} -MD -MF $out.d $nvccflags -c $in -o $out",
             "  depfile = $out.d",

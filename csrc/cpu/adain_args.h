@@ -10,7 +10,7 @@ struct AdainArgs {
   Adain problem;
   const T *content, *style, *grad = nullptr;
   T *output = nullptr, *grad_content = nullptr, *grad_style = nullptr;  // null: not asked for
-  Acc<T>*content_mean, *content_rstd, *style_mean, *style_rstd;         // [N * C]
+  Acc<T>*content_mean = nullptr, *content_rstd = nullptr, *style_mean = nullptr, *style_rstd = nullptr;  // [N * C]
   double eps = 0;
   bool streamed = false, style_streamed = false;  // output or grad_content, and grad_style, bypass the caches
 

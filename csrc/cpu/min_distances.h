@@ -84,12 +84,11 @@ struct MinDistancesKernels {
   }
   template <class U>
   static double dot(const T* a, const U* b, int64_t d) {
-    return reduce(a, b, d,
-                  [](Vec<double> sum, Vec<double> u, Vec<double> v) STYLEKERN_ALWAYS_INLINE { return fma(u, v, sum); });
+    return reduce(a, b, d, [](auto sum, auto u, auto v) STYLEKERN_ALWAYS_INLINE { return fma(u, v, sum); });
   }
   static double squared_distance(const T* a, const T* b, int64_t d) {
-    return reduce(a, b, d, [](Vec<double> sum, Vec<double> u, Vec<double> v) STYLEKERN_ALWAYS_INLINE {
-      const Vec<double> difference = u - v;
+    return reduce(a, b, d, [](auto sum, auto u, auto v) STYLEKERN_ALWAYS_INLINE {
+      const auto difference = u - v;
       return fma(difference, difference, sum);
     });
   }

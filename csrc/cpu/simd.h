@@ -14,7 +14,17 @@
 #include <vector>
 
 #if defined(__x86_64__)
+// Where results may be anything, g++'s own header reads variables that it never sets, and warns of that wherever its
+// functions are inlined.
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif

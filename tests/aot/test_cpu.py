@@ -1,0 +1,33 @@
+"""The CPU kernels, compiled by what this machine does not build with: clang, and g++ for aarch64."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+import build_library  # noqa: E402
+
+COMPILERS = {"clang++": "clang", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu"}  # and the Debian packages of them
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", build_library.sources("cpu"))
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_source_compiles_without_a_warning(compiler: str, source: str) -> None:
+    path, torch = shutil.which(compiler), build_library.torch_root()
+    if not path:
+        pytest.skip(f"{compiler} is not installed (on Debian: apt-get install {COMPILERS[compiler]})")
+    assert torch is not None
+    flags = shlex.split(" ".join(build_library.cxx_flags(path, torch)))
+    # Down to instructions: what a target lacks shows there only. Optimising takes most of the time.
+    command = [path, *flags, "-O0", "-Werror", "-S", "-o", os.devnull, str(ROOT / source)]
+    compiled = subprocess.run(command, capture_output=True, text=True)
+    assert compiled.returncode == 0, compiled.stderr
