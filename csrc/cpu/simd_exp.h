@@ -24,7 +24,9 @@ STYLEKERN_INLINE Vec<A> exp_of_negative(Vec<A> x) {
   Vec<A> sum = broadcast(factor(kTerms - 1));
 #pragma GCC unroll 16
   for (int k = kTerms - 2; k >= 0; --k) sum = fma(sum, r, broadcast(factor(k)));
-  const Lanes<A> power = ((Lanes<A>)shifted << kMantissa) + (Lanes<A>)broadcast(A(1));
+  // Unsigned, which may overflow: where e^x is 0 this is no power.
+  typedef std::conditional_t<single, uint32_t, uint64_t> Bits __attribute__((vector_size(STYLEKERN_VECTOR_BYTES)));
+  const Bits power = ((Bits)shifted << kMantissa) + (Bits)broadcast(A(1));
   return x < kLowest ? Vec<A>{} : sum * (Vec<A>)power;
 }
 
