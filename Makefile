@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # nvcc alone builds CUDA kernels too; here that takes minutes which a machine without a GPU has no use for.
 export STYLEKERN_BUILD ?= $(if $(shell command -v nvidia-smi),auto,cpu)
 
-.PHONY: demo test bench lint types gpu aarch64 clean
+.PHONY: demo test bench lint types gpu sanitize aarch64 clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/painterly.py $(PICTURE)
@@ -27,6 +27,10 @@ types: $(VENV)/.installed-lint
 # On a machine with a GPU, with the python3 and torch found there: build in place, test, sanitize, time.
 gpu:
 	$(PYTHON) tools/gpu.py
+
+# The compiled library under g++'s address and undefined-behaviour sanitizers.
+sanitize: $(VENV)/.installed-test
+	$(BIN)/python tools/sanitize.py $(ARGS)
 
 # The compiled library on another architecture, emulated: on Debian, as root.
 aarch64: $(VENV)/.installed-test

@@ -12,13 +12,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import build_library
+from built_copy import make_copy, run
 
-ROOT = build_library.ROOT
-DEBIAN = ROOT / "build" / "aarch64"
+DEBIAN = build_library.ROOT / "build" / "aarch64"
 PACKAGES = DEBIAN / "usr/local/lib/python3.11/dist-packages"  # Debian 12's Python
 COMPILER = "aarch64-linux-gnu-g++"
 NEEDED = {"debootstrap": "debootstrap", "qemu-aarch64-static": "qemu-user-static", COMPILER: "g++-aarch64-linux-gnu"}
@@ -38,8 +36,7 @@ def main(arguments: list[str]) -> int:
         return 2
     if not PACKAGES.is_dir():
         make_debian()
-    copy_sources()
-    build()
+    make_copy(DEBIAN / "stylekern", COMPILER, PACKAGES / "torch", [], ["-Wl,--allow-shlib-undefined"])
     tests = arguments or ["-q", "-n", "2", "--dist", "worksteal", "-m", "not slow", "tests/ops"]
     inside = MOUNTED.format(shlex.quote(str(DEBIAN)), IN_COPY)
     return subprocess.call(["unshare", "--mount", "sh", "-c", inside, "sh", "python3", "-m", "pytest", *tests])
@@ -56,37 +53,6 @@ def make_debian() -> None:
     run(*install, *platforms, "--no-deps", "--target", target, TORCH)
     run(*install, *platforms, "--upgrade", "--target", target, *OF_TORCH, *OF_TESTS)
     target.rename(PACKAGES)
-
-
-def copy_sources() -> None:
-    """What git knows of the working tree, or would."""
-    inside = DEBIAN / "stylekern"
-    shutil.rmtree(inside, ignore_errors=True)
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    for name in listed.stdout.decode().split("\0"):
-        if (ROOT / name).is_file():
-            (inside / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, inside / name)
-
-
-def build() -> None:
-    """The compiled library, from the copy's sources into the copy."""
-    torch, inside = PACKAGES / "torch", DEBIAN / "stylekern"
-    flags = shlex.split(" ".join(build_library.cxx_flags(COMPILER, torch)))
-    sources = [inside / name for name in build_library.sources("cpu")]
-    objects = [source.with_suffix(".o") for source in sources]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = zip(sources, objects, strict=True)
-        list(pool.map(lambda job: run(COMPILER, *flags, "-c", job[0], "-o", job[1]), jobs))
-    link = ["-shared", "-Wl,--no-as-needed", "-Wl,--allow-shlib-undefined", f"-L{torch / 'lib'}"]
-    libraries = ["-ltorch", "-ltorch_cpu", "-lc10"]
-    run(COMPILER, *link, *objects, *libraries, "-o", inside / "stylekern" / "_C.abi3.so")
-
-
-def run(*command: str | Path) -> None:
-    """Runs a command, or ends here."""
-    subprocess.run([str(part) for part in command], check=True)
 
 
 if __name__ == "__main__":
