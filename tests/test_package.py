@@ -86,19 +86,17 @@ def test_every_operator_has_all_its_rooms():
             assert (ROOT / room.format(name)).is_file(), room.format(name)
 
 
-def test_every_operator_goes_through_the_sanitizers(monkeypatch: pytest.MonkeyPatch):
-    from stylekern.ops import OPERATORS
-
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+def test_every_operator_goes_through_the_sanitizers():
     import gpu
+
+    from stylekern.ops import OPERATORS
 
     assert all(f"ops.{name}," in gpu.SANITIZED for name in OPERATORS)
     result = run(gpu.SANITIZED.replace('"cuda"', '"cpu"', 1))
     assert result.returncode == 0, result.stderr
 
 
-def test_setup_and_cmake_build_the_same_sources(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+def test_setup_and_cmake_build_the_same_sources():
     import build_library
 
     cmake = (ROOT / "CMakeLists.txt").read_text()
@@ -109,7 +107,6 @@ def test_setup_and_cmake_build_the_same_sources(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_unknown_build_modes_and_architectures_are_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     import build_library
 
     monkeypatch.setenv("STYLEKERN_BUILD", "gpu")

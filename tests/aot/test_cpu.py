@@ -6,14 +6,9 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
+import build_library
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-import build_library  # noqa: E402
 
 COMPILERS = {"clang++": "clang", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu"}  # and the Debian packages of them
 
@@ -28,6 +23,6 @@ def test_source_compiles_without_a_warning(compiler: str, source: str) -> None:
     assert torch is not None
     flags = shlex.split(" ".join(build_library.cxx_flags(path, torch)))
     # Down to instructions: what a target lacks shows there only. Optimising takes most of the time.
-    command = [path, *flags, "-O0", "-Werror", "-S", "-o", os.devnull, str(ROOT / source)]
+    command = [path, *flags, "-O0", "-Werror", "-S", "-o", os.devnull, str(build_library.ROOT / source)]
     compiled = subprocess.run(command, capture_output=True, text=True)
     assert compiled.returncode == 0, compiled.stderr
