@@ -13,6 +13,7 @@ extensions = build_library.extensions()
 setup(
     ext_modules=extensions,
     cmdclass={"build_ext": build_library.BuildLibrary},
+    package_data={"stylekern": ["py.typed"]},
     packages=sorted({*find_packages(include=["stylekern", "stylekern.*"]), "stylekern.triton_kernels"}),
     # A top-level `triton_kernels` belongs to another project; the folder is installed inside of the package.
     package_dir={"stylekern.triton_kernels": "triton_kernels"},

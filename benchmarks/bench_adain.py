@@ -10,12 +10,12 @@ import torch
 from stylekern import reference
 from stylekern.ops import adain
 
-from .kit import DEVICE, compare
+from .kit import DEVICE, compare, shape_name
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize(
-    "shape", [(8, 512, 32, 32), (8, 256, 64, 64), (1, 64, 256, 256), (4, 512, 45, 67), (1, 512, 45, 67)], ids=str
+    "shape", [(8, 512, 32, 32), (8, 256, 64, 64), (1, 64, 256, 256), (4, 512, 45, 67), (1, 512, 45, 67)], ids=shape_name
 )
 def test_adain(benchmark: Any, table: list[dict[str, str]], shape: tuple[int, ...], backward: bool):
     torch.manual_seed(0)
@@ -30,5 +30,5 @@ def test_adain(benchmark: Any, table: list[dict[str, str]], shape: tuple[int, ..
         backward=backward,
         # read content and style, write y; then read g, content, style, write two gradients
         values=(3 + 5 if backward else 3) * content.numel(),
-        shape="x".join(map(str, shape)),
+        shape=shape_name(shape),
     )

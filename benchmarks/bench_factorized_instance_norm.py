@@ -10,12 +10,12 @@ import torch
 from stylekern import reference
 from stylekern.ops import factorized_instance_norm
 
-from .kit import DEVICE, compare
+from .kit import DEVICE, compare, shape_name
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize(
-    "shape", [(8, 512, 32, 32), (8, 256, 64, 64), (1, 512, 64, 64), (4, 512, 45, 67), (1, 512, 45, 67)], ids=str
+    "shape", [(8, 512, 32, 32), (8, 256, 64, 64), (1, 512, 64, 64), (4, 512, 45, 67), (1, 512, 45, 67)], ids=shape_name
 )
 def test_factorized_instance_norm(benchmark: Any, table: list[dict[str, str]], shape: tuple[int, ...], backward: bool):
     torch.manual_seed(0)
@@ -31,5 +31,5 @@ def test_factorized_instance_norm(benchmark: Any, table: list[dict[str, str]], s
         backward=backward,
         # read content, gamma_style and beta_style, write y; then read g, content, gamma_style, write two gradients
         values=(4 + 5 if backward else 4) * content.numel(),
-        shape="x".join(map(str, shape)),
+        shape=shape_name(shape),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from stylekern import reference
 from stylekern.ops import wavelet_pool
 
-from .kit import DEVICE, compare
+from .kit import DEVICE, compare, shape_name
 
 SIGNS = (
     torch.tensor([[1.0, 1, 1, 1], [-1, 1, -1, 1], [-1, -1, 1, 1], [1, -1, -1, 1]], device=DEVICE).view(4, 1, 1, 2, 2)
@@ -28,7 +28,9 @@ def strided(x: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize(
-    "shape", [(4, 64, 256, 256), (4, 128, 128, 128), (4, 256, 64, 64), (2, 256, 99, 131), (1, 256, 99, 131)], ids=str
+    "shape",
+    [(4, 64, 256, 256), (4, 128, 128, 128), (4, 256, 64, 64), (2, 256, 99, 131), (1, 256, 99, 131)],
+    ids=shape_name,
 )
 def test_wavelet_pool(benchmark: Any, table: list[dict[str, str]], shape: tuple[int, ...], backward: bool):
     torch.manual_seed(0)
@@ -43,5 +45,5 @@ def test_wavelet_pool(benchmark: Any, table: list[dict[str, str]], shape: tuple[
         tensors=[x],
         backward=backward,
         values=(4 if backward else 2) * x.numel(),  # read x, write the bands; then the same of their gradients
-        shape="x".join(map(str, shape)),
+        shape=shape_name(shape),
     )

@@ -13,7 +13,7 @@ from stylekern import reference
 from stylekern.ops import wavelet_unpool
 
 from .bench_wavelet_pool import SIGNS
-from .kit import DEVICE, compare
+from .kit import DEVICE, compare, shape_name
 
 
 def strided(*bands: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def strided(*bands: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize(
-    "shape", [(4, 256, 32, 32), (4, 128, 64, 64), (4, 64, 128, 128), (2, 256, 49, 65), (1, 256, 49, 65)], ids=str
+    "shape", [(4, 256, 32, 32), (4, 128, 64, 64), (4, 64, 128, 128), (2, 256, 49, 65), (1, 256, 49, 65)], ids=shape_name
 )
 def test_wavelet_unpool(benchmark: Any, table: list[dict[str, str]], shape: tuple[int, ...], backward: bool):
     torch.manual_seed(0)
@@ -40,5 +40,5 @@ def test_wavelet_unpool(benchmark: Any, table: list[dict[str, str]], shape: tupl
         tensors=bands,
         backward=backward,
         values=(16 if backward else 8) * bands[0].numel(),  # read the bands, write x; then the same of the gradients
-        shape="x".join(map(str, shape)),
+        shape=shape_name(shape),
     )

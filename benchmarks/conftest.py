@@ -10,7 +10,7 @@ import torch
 import stylekern
 from stylekern import _library
 
-from .kit import settle_heap
+from .kit import DEVICE, settle_heap
 
 settle_heap()
 
@@ -28,6 +28,11 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["threads"], machine_info["library"] = torch.get_num_threads(), dict(_library.build_options)
     if torch.cuda.is_available():
         machine_info["gpu"] = torch.cuda.get_device_name()
+
+
+def pytest_collection_modifyitems() -> None:
+    if DEVICE == "cpu" and _library.missing:
+        raise pytest.UsageError(f"the reference would be timed against itself: {_library.missing}")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -29,6 +29,11 @@ def settle_heap() -> None:
         mallopt(m_trim_threshold, -1)
 
 
+def shape_name(shape: tuple[int, ...]) -> str:
+    """A shape as tables and tests' names have it: 1x512x45x67."""
+    return "x".join(map(str, shape))
+
+
 def synchronize() -> None:
     """Waits for the device, where it runs ahead."""
     if DEVICE == "cuda":

@@ -22,8 +22,9 @@ def markdown(rows: list[dict[str, str]], leave_out: tuple[str, ...] = ()) -> str
 def page(data: dict[str, Any]) -> str:
     """All results: where they were measured, and a table an operator."""
     machine, gpu = data["machine_info"], data.get("gpu")
+    commit = data.get("commit") or data["commit_info"]["id"][:7]  # the former: `make gpu` leaves out the rest
     where = f"{gpu['name']} (driver {gpu['driver']})" if gpu else machine["cpu"]["brand_raw"]
-    parts = [f"{where}, torch {machine['torch']}, Python {machine['python_version']}, commit {data['commit']}."]
+    parts = [f"{where}, torch {machine['torch']}, Python {machine['python_version']}, commit {commit}."]
     rows = [benchmark["extra_info"]["row"] for benchmark in data["benchmarks"]]
     for name, some in groupby(rows, lambda row: row.get("operator", "networks")):
         parts += [f"### {name}", markdown(list(some), leave_out=("operator",))]

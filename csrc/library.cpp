@@ -1,6 +1,8 @@
-// The library: the operators' schemas, and the Python module that loads them.
+// The library: the operators' schemas, and the Python module that loads them, which CMake's library is without.
+#ifndef STYLEKERN_WITHOUT_PYTHON
 #define Py_LIMITED_API 0x030A0000
 #include <Python.h>
+#endif
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/simd.h"
@@ -55,6 +57,7 @@ STABLE_TORCH_LIBRARY(stylekern, m) {
       "bool need_x, bool need_y) -> (Tensor, Tensor)");
 }
 
+#ifndef STYLEKERN_WITHOUT_PYTHON
 #ifndef STYLEKERN_CUDA_ARCHS
 #define STYLEKERN_CUDA_ARCHS ""
 #endif
@@ -72,3 +75,4 @@ static PyMethodDef methods[] = {
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
 
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
+#endif

@@ -20,14 +20,14 @@ BACKENDS = ("compiled", "triton", "reference")
 without_cuda: set[str] = set()
 
 
-def _checked(name: str) -> str:
+def _checked(name: str, what: str = "backend") -> str:
     if name != "auto" and name not in BACKENDS:
-        raise ValueError(f"backend must be auto, {', '.join(BACKENDS)}, got {name!r}")
+        raise ValueError(f"{what} must be auto, {', '.join(BACKENDS)}, got {name!r}")
     return name
 
 
 # A plain global: torch.compile guards on it and compiles again when it changes, which it cannot do for a ContextVar.
-_asked = _checked(os.environ.get("STYLEKERN_BACKEND", "auto"))
+_asked = _checked(os.environ.get("STYLEKERN_BACKEND") or "auto", "STYLEKERN_BACKEND")
 
 
 @contextmanager

@@ -91,7 +91,8 @@ def test_every_operator_goes_through_the_sanitizers():
 
     from stylekern.ops import OPERATORS
 
-    assert all(f"ops.{name}," in gpu.SANITIZED for name in OPERATORS)
+    missing = [name for name in OPERATORS if f"ops.{name}," not in gpu.SANITIZED]
+    assert not missing, f"tools/gpu.py: SANITIZED lacks {missing}"
     result = run(gpu.SANITIZED.replace('"cuda"', '"cpu"', 1))
     assert result.returncode == 0, result.stderr
 
@@ -104,17 +105,6 @@ def test_setup_and_cmake_build_the_same_sources():
     globbed = sorted(str(path.relative_to(ROOT)) for p in patterns for path in ROOT.glob(p))
     assert globbed == build_library.sources("cuda")
     assert any(name.endswith(".cu") for name in globbed)
-
-
-def test_unknown_build_modes_and_architectures_are_refused(monkeypatch: pytest.MonkeyPatch):
-    import build_library
-
-    monkeypatch.setenv("STYLEKERN_BUILD", "gpu")
-    with pytest.raises(SystemExit, match="auto, none, cpu, cuda, got 'gpu'"):
-        build_library.build_mode()
-    assert build_library.gencode_flags("8.0;9.0+PTX")[-1] == "-gencode=arch=compute_90,code=compute_90"
-    with pytest.raises(build_library.BuildError, match="sm_90"):
-        build_library.gencode_flags("sm_90")
 
 
 def test_importing_the_operators_is_quick_and_touches_no_driver():
@@ -154,6 +144,43 @@ def test_info_says_who_serves_and_why_others_do_not():
     result = run("from stylekern.cli import main; main(['info'])", TRITON_INTERPRET="0")
     assert re.search(r"style_kernel_conv on cpu: \w+", result.stdout)
     assert "not triton: Triton runs on a GPU" in result.stdout
+
+
+def test_info_lists_what_a_backend_asked_for_by_name_cannot_serve():
+    code = "import sys; sys.modules['stylekern._C'] = None; from stylekern.cli import main; main(['info'])"
+    result = run(code, STYLEKERN_BACKEND="compiled")
+    assert result.returncode == 0, result.stderr
+    assert (
+        "min_distances on cpu: an error, as compiled is asked for\n  not compiled: the compiled library"
+        in result.stdout
+    )
+
+
+def test_sources_that_hide_an_installation_are_told(tmp_path: Path):
+    (tmp_path / "stylekern").mkdir()
+    (tmp_path / "stylekern/_C.abi3.so").touch()
+    code = (
+        f"import sys; sys.modules['stylekern._C'] = None; sys.path.append({str(tmp_path)!r}); import stylekern._library"
+    )
+    result = run(f"{code} as library; print(library.missing)", PYTHONPATH=str(ROOT))
+    assert f"the sources in {ROOT / 'stylekern'} hide the compiled installation in {tmp_path}" in result.stdout
+
+
+def test_benchmarks_refuse_to_time_the_reference_against_itself():
+    code = (
+        "import sys, pytest; sys.modules['stylekern._C'] = None\n"
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {str(ROOT / 'benchmarks/bench_adain.py')!r}]))"
+    )
+    result = run(code)
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR, result.stdout
+    assert "the reference would be timed against itself: the compiled library" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("variable", ["STYLEKERN_BACKEND", "STYLEKERN_CPU_TARGET"])
+def test_environment_variables_name_themselves_when_they_are_wrong(variable: str):
+    result = run("import stylekern.ops", **{variable: "cudnn"})
+    assert f"ValueError: {variable} must be" in result.stderr and "got 'cudnn'" in result.stderr
+    assert run("import stylekern.ops", **{variable: ""}).returncode == 0
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         return 2
     if not PACKAGES.is_dir():
         make_debian()
-    make_copy(DEBIAN / "stylekern", COMPILER, PACKAGES / "torch", [], ["-Wl,--allow-shlib-undefined"])
+    make_copy(DEBIAN / "stylekern", [COMPILER], PACKAGES / "torch", [], ["-Wl,--allow-shlib-undefined"])
     tests = arguments or ["-q", "-n", "2", "--dist", "worksteal", "-m", "not slow", "tests/ops"]
     inside = MOUNTED.format(shlex.quote(str(DEBIAN)), IN_COPY)
     return subprocess.call(["unshare", "--mount", "sh", "-c", inside, "sh", "python3", "-m", "pytest", *tests])

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,28 @@ DEFAULT_CUDA_ARCHS = "8.0;9.0;10.0+PTX"
 MODES = ("auto", "none", "cpu", "cuda")
 
 
+# The names that torch's own TORCH_CUDA_ARCH_LIST knows, of what is recent enough.
+NAMED_ARCHS = {
+    "Volta": "7.0+PTX",
+    "Turing": "7.5+PTX",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+}
+
+
 class BuildError(Exception):
-    """Something that the machine lacks; the message ends with the way out."""
+    """Something that the machine lacks."""
+
+
+def stop(error: BuildError) -> SystemExit:
+    """The end of a build: the cause, and the way out, in its last lines."""
+    return SystemExit(
+        f"\nstylekern could not be built: {error}.\n"
+        "To install without compiled kernels (pure Python and Triton): STYLEKERN_BUILD=none pip install .\n"
+        "To build the CPU kernels only: STYLEKERN_BUILD=cpu pip install ."
+    )
 
 
 def build_mode() -> str:
@@ -36,15 +57,27 @@ def build_mode() -> str:
         raise SystemExit(f"STYLEKERN_BUILD must be one of {', '.join(MODES)}, got {asked!r}")
     if asked != "auto":
         return asked
-    if not cxx():
-        return "none"
+    try:
+        if not cxx():
+            return "none"
+    except BuildError as error:
+        raise stop(error) from None
     return "cuda" if nvcc() else "cpu"
 
 
-def cxx() -> str | None:
-    """The C++ compiler: CXX, or the first of c++, g++, clang++ on the path."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    return next((path for name in names if (path := shutil.which(name))), None)
+def cxx() -> list[str] | None:
+    """The C++ compiler, as the beginning of a command: CXX, or the first of c++, g++, clang++ on the path.
+
+    CXX may be several words: a wrapper such as ccache, the compiler, options.
+    """
+    asked = os.environ.get("CXX")
+    if not asked:
+        return next(([path] for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    words = [asked] if shutil.which(asked) else shlex.split(asked)
+    program = shutil.which(words[0])
+    if not program:
+        raise BuildError(f"CXX is {asked!r}, and {words[0]!r} is no program on the path")
+    return [program, *words[1:]]
 
 
 def nvcc() -> str | None:
@@ -80,14 +113,16 @@ def weight(source: Path, seen: set[Path] | None = None) -> int:
 
 
 def gencode_flags(archs: str) -> list[str]:
-    """From TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX") to nvcc's flags."""
+    """From TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX", or "Ampere Hopper") to nvcc's flags."""
     flags = []
-    for arch in archs.replace(" ", ";").split(";"):
+    names = archs.replace(" ", ";").split(";")
+    for arch in ";".join(NAMED_ARCHS.get(name, name) for name in names).split(";"):
         if not arch:
             continue
         match = re.fullmatch(r"(\d+)\.(\d+)(a?)(\+PTX)?", arch)
         if not match:
-            raise BuildError(f"TORCH_CUDA_ARCH_LIST has {arch!r}; expected entries such as 8.0, 9.0a or 10.0+PTX")
+            known = ", ".join(NAMED_ARCHS)
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST has {arch!r}; expected 8.0, 9.0a, 10.0+PTX and such, or {known}")
         number = match[1] + match[2] + match[3]
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if match[4]:
@@ -96,20 +131,31 @@ def gencode_flags(archs: str) -> list[str]:
 
 
 def _common_flags(torch: Path) -> list[str]:
+    includes = [torch / "include", Path(sysconfig.get_path("include"))]
     return [
         "-std=c++20",
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
-        f"-isystem {torch / 'include'}",
-        f"-isystem {sysconfig.get_path('include')}",
+        *(flag for path in includes for flag in ("-isystem", str(path))),
     ]
 
 
-def cxx_flags(compiler: str, torch: Path) -> list[str]:
-    """The C++ compiler's flags, quoted for a shell."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+def cxx_flags(compiler: list[str], torch: Path) -> list[str]:
+    """The C++ compiler's flags."""
+    printed = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    version = re.sub(r'["\\]', "", next(iter(printed.splitlines()), Path(compiler[0]).name))
     # psabi: how vectors are passed has changed between compilers; here only functions that are inlined take any.
     host = ["-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-psabi"]
-    return [*_common_flags(torch), *host, f"-DSTYLEKERN_COMPILER='\"{version}\"'"]
+    return [*_common_flags(torch), *host, f'-DSTYLEKERN_COMPILER="{version}"']
+
+
+def _shell(words: list[str]) -> str:
+    """Words as a command in a ninja file."""
+    return shlex.join(words).replace("$", "$$")
+
+
+def _node(path: Path) -> str:
+    """A path in a build statement of a ninja file."""
+    return re.sub(r"([$ :])", r"$\1", str(path))
 
 
 def ninja_file(mode: str, output: Path, objects: Path) -> str:
@@ -124,38 +170,39 @@ def ninja_file(mode: str, output: Path, objects: Path) -> str:
     archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHS
     host = cxx_flags(compiler, torch)
     if mode == "cuda":
-        host.append(f"-DSTYLEKERN_CUDA_ARCHS='\"{archs}\"'")
+        host.append(f'-DSTYLEKERN_CUDA_ARCHS="{archs}"')
     shared = (
-        ["-undefined dynamic_lookup", "-dynamiclib"] if sys.platform == "darwin" else ["-shared", "-Wl,--no-as-needed"]
+        ["-undefined", "dynamic_lookup", "-dynamiclib"]
+        if sys.platform == "darwin"
+        else ["-shared", "-Wl,--no-as-needed"]
     )
-    link = [f"-L{torch}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
+    link = [f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     lines = [
-        f"cxxflags = {' '.join(host)}",
+        f"cxxflags = {_shell(host)}",
         "rule cxx",
-        f"  command = {compiler} -MMD -MF $out.d $cxxflags -c $in -o $out",
+        f"  command = {_shell(compiler)} -MMD -MF $out.d $cxxflags -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {compiler} {' '.join(shared)} $in {' '.join(link)} $libraries -o $out",
+        f"  command = {_shell([*compiler, *shared])} $in {_shell(link)} $libraries -o $out",
     ]
     if mode == "cuda":
         cuda = ["-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo"]
         home = Path(nvcc()).resolve().parent.parent
         lines += [
-            f"nvccflags = {' '.join(_common_flags(torch) + cuda + gencode_flags(archs))}",
+            f"nvccflags = {_shell(_common_flags(torch) + cuda + gencode_flags(archs))}",
             "rule nvcc",
-            f"  command = {nvcc()} -MD -MF $out.d $nvccflags -c $in -o $out",
+            f"  command = {_shell([nvcc()])} -MD -MF $out.d $nvccflags -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
+            f"libraries = {_shell([str(_static_cudart(home)), '-ldl', '-lrt', '-lpthread'])}",
         ]
-        cudart = _static_cudart(home)
-        lines.append(f"libraries = {cudart} -ldl -lrt -lpthread")
     names = []
     # The longest first, so that none is left to run by itself at the end.
     for source in sorted(sources(mode), key=lambda source: -weight(ROOT / source)):
-        names.append(str(objects / (source.replace("/", ".") + ".o")))
-        lines.append(f"build {names[-1]}: {'nvcc' if source.endswith('.cu') else 'cxx'} {ROOT / source}")
-    lines.append(f"build {output}: link {' '.join(names)}")
+        names.append(_node(objects / (source.replace("/", ".") + ".o")))
+        lines.append(f"build {names[-1]}: {'nvcc' if source.endswith('.cu') else 'cxx'} {_node(ROOT / source)}")
+    lines.append(f"build {_node(output)}: link {' '.join(names)}")
     return "\n".join(lines) + "\n"
 
 
@@ -179,11 +226,7 @@ class BuildLibrary(build_ext):
         try:
             self._compile(mode, output, objects)
         except BuildError as error:
-            raise SystemExit(
-                f"\nstylekern could not be built: {error}.\n"
-                "To install without compiled kernels (pure Python and Triton): STYLEKERN_BUILD=none pip install .\n"
-                "To build the CPU kernels only: STYLEKERN_BUILD=cpu pip install ."
-            ) from None
+            raise stop(error) from None
 
     def _compile(self, mode: str, output: Path, objects: Path) -> None:
         objects.mkdir(parents=True, exist_ok=True)
@@ -203,7 +246,12 @@ def describe(mode: str) -> str:
     """What is about to be built, in one line."""
     if mode == "none":
         return "STYLEKERN_BUILD=none: pure Python, nothing is compiled"
-    parts = [f"building for {mode}", f"compiler {cxx()}", f"torch headers {torch_root()}", platform.machine()]
+    parts = [
+        f"building for {mode}",
+        f"compiler {shlex.join(cxx())}",
+        f"torch headers {torch_root()}",
+        platform.machine(),
+    ]
     if mode == "cuda":
         parts.append(f"nvcc {nvcc()} for {os.environ.get('TORCH_CUDA_ARCH_LIST') or DEFAULT_CUDA_ARCHS}")
     return ", ".join(parts)

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     make_copy(COPY, compiler, torch, ["-O1", "-g1", *FLAGS], FLAGS)
     where = [
         subprocess.run(
-            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+            [*compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
         ).stdout.strip()
         for name in RUNTIMES
     ]

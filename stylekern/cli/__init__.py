@@ -24,8 +24,11 @@ def info() -> str:
         lines.append(f"compiled library: {options}")
     for name, operator in OPERATORS.items():
         for device in ("cpu", "cuda"):
-            chosen = _backends.resolve(_backends.asked(), name, device, operator.preference)
-            lines.append(f"{name} on {device}: {chosen}")
+            asked = _backends.asked()
+            if _backends.why_not(asked, name, device):
+                lines.append(f"{name} on {device}: an error, as {asked} is asked for")
+            else:
+                lines.append(f"{name} on {device}: {_backends.resolve(asked, name, device, operator.preference)}")
             for backend in operator.preference:
                 reason = _backends.why_not(backend, name, device)
                 if reason:

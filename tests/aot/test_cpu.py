@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
 
@@ -21,7 +20,7 @@ def test_source_compiles_without_a_warning(compiler: str, source: str) -> None:
     if not path:
         pytest.skip(f"{compiler} is not installed (on Debian: apt-get install {COMPILERS[compiler]})")
     assert torch is not None
-    flags = shlex.split(" ".join(build_library.cxx_flags(path, torch)))
+    flags = build_library.cxx_flags([path], torch)
     # Down to instructions: what a target lacks shows there only. Optimising takes most of the time.
     command = [path, *flags, "-O0", "-Werror", "-S", "-o", os.devnull, str(build_library.ROOT / source)]
     compiled = subprocess.run(command, capture_output=True, text=True)

@@ -348,7 +348,7 @@ class OperatorSuite(CudaSuite):
             described = [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in arguments]
             assert (errors[0] is None) == (errors[1] is None), (described, errors)
             refused += errors[0] is not None
-        assert 40 < refused < 360
+        assert 40 < refused < 360, f"{refused} of 400 calls refused: the typical case is changed too little or too much"
 
     @staticmethod
     def changed(x: Any, chance: random.Random) -> Any:
