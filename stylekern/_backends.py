@@ -26,8 +26,10 @@ def _checked(name: str, what: str = "backend") -> str:
     return name
 
 
+# The environment's choice, and those of the blocks that are open.
+_blocks = [[_checked(os.environ.get("STYLEKERN_BACKEND") or "auto", "STYLEKERN_BACKEND")]]
 # A plain global: torch.compile guards on it and compiles again when it changes, which it cannot do for a ContextVar.
-_asked = _checked(os.environ.get("STYLEKERN_BACKEND") or "auto", "STYLEKERN_BACKEND")
+_asked = _blocks[0][0]
 
 
 @contextmanager
@@ -45,11 +47,15 @@ def use_backend(name: str) -> Iterator[None]:
             with the reason, when it is called.
     """
     global _asked
-    before, _asked = _asked, _checked(name)
+    block = [_checked(name)]
+    _blocks.append(block)
+    _asked = name
     try:
         yield
     finally:
-        _asked = before
+        # By identity: blocks of threads and generators may end in another order than they began in.
+        _blocks[:] = [other for other in _blocks if other is not block]
+        _asked = _blocks[-1][0]
 
 
 def why_no_compiled(operator: str, device: str) -> str | None:

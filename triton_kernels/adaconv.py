@@ -201,7 +201,10 @@ def forward(
     (n, c, h, w), co = input.shape, kernel.shape[1]
     if 0 in (n, c, h, w, co):
         mean = input.new_zeros((n, c) if normalize else 0, dtype=torch_accumulator(input))
-        return input.new_zeros((n, co, h, w)), mean, mean.clone()
+        y = input.new_zeros((n, co, h, w))
+        if bias is not None:
+            y += bias[:, :, None, None]
+        return y, mean, mean.clone()
     x = dense_rows(input)
     statistics = instance_statistics(x, eps, correction) if normalize else (None, None)
     origin = (kernel.shape[3] // 2, kernel.shape[4] // 2)
@@ -227,9 +230,8 @@ def backward(
     """The gradients of input, kernel and bias; size [0] where not needed."""
     needs = (need_input, need_kernel, need_bias)
     if 0 in (*grad.shape, *input.shape):
-        shapes = ((input, input.shape), (kernel, kernel.shape), (kernel, kernel.shape[:2]))
-        gradients = (x.new_zeros(shape if need else 0) for (x, shape), need in zip(shapes, needs, strict=True))
-        return tuple(gradients)
+        grad_x, grad_k = (x.new_zeros(x.shape if need else 0) for x, need in zip((input, kernel), needs, strict=False))
+        return grad_x, grad_k, grad.sum((2, 3), dtype=kernel.dtype) if need_bias else kernel.new_zeros(0)
     g, x = dense_rows(grad), dense_rows(input)
     groups = x.shape[1] // kernel.shape[2]
     acc = torch_accumulator(x)

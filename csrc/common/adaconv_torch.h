@@ -14,7 +14,8 @@ inline AdaConv make_adaconv(const Tensor& input, const Tensor& kernel, StringHan
   p.n = input.size(0), p.c = input.size(1), p.h = input.size(2), p.w = input.size(3);
   p.out_c = kernel.size(1), p.kh = int(kernel.size(3)), p.kw = int(kernel.size(4));
   const int64_t group_in = kernel.size(2);
-  STD_TORCH_CHECK(group_in > 0 ? p.c % group_in == 0 : p.c == 0, "adaconv: C/G of the kernel must divide C");
+  STD_TORCH_CHECK(group_in > 0 ? p.c > 0 && p.c % group_in == 0 : p.c == 0,
+                  "adaconv: C/G of the kernel must divide C, and be 0 where C is");
   p.groups = group_in > 0 ? p.c / group_in : 1;
   STD_TORCH_CHECK(p.padding != Padding::kNone, "adaconv: padding_mode must be reflect, replicate or zeros");
   STD_TORCH_CHECK(kernel.size(0) == p.n && p.kh > 0 && p.kw > 0 && (p.groups == 0 || p.out_c % p.groups == 0),

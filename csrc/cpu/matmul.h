@@ -18,14 +18,22 @@ inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out, bool a
       aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), add ? 1 : 0, 1));  // 0: out is not read
 }
 
+// A matrix that is dense one way or the other. Of any other, oneDNN takes hundreds of times as long, or none at all.
+inline Tensor dense(const Tensor& x) {
+  const bool by_columns = x.stride(0) == 1 && x.stride(1) == x.size(0);
+  if (by_columns || (x.stride(1) == 1 && x.stride(0) == x.size(1))) return x;
+  using namespace torch::stable;
+  return x.stride(0) == 1 ? transpose(contiguous(transpose(x, 0, 1)), 0, 1) : contiguous(x);
+}
+
 // a b, new and contiguous.
 inline Tensor product(const Tensor& a, const Tensor& b) {
   constexpr int64_t kWorthSettingUp = 1 << 25;  // multiply-adds: below, oneDNN's 15 us to start outweigh its speed
   if (aoti_torch_cpu__linear_pointwise && a.scalar_type() == ScalarType::Float &&
       a.size(0) * a.size(1) * b.size(1) >= kWorthSettingUp) {
     AtenTensorHandle result = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise(a.get(), torch::stable::transpose(b, 0, 1).get(), nullptr,
-                                                            "none", nullptr, 0, nullptr, &result));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise(a.get(), torch::stable::transpose(dense(b), 0, 1).get(),
+                                                            nullptr, "none", nullptr, 0, nullptr, &result));
     return Tensor(result);
   }
   const Tensor result = empty_of(a, {a.size(0), b.size(1)});

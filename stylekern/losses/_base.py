@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from stylekern.ops._checks import shape
+from stylekern.ops._checks import shape, without_autocast
 
 
 class FeatureLoss(nn.Module):
@@ -143,9 +144,9 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
     """A context without autocast for x's device: sums over thousands of positions are no work for 16 bits."""
-    return torch.autocast(x.device.type, enabled=False)
+    return without_autocast(x.device.type)
 
 
 def safe_sqrt(squares: Tensor) -> Tensor:
@@ -155,5 +156,5 @@ def safe_sqrt(squares: Tensor) -> Tensor:
 
 
 def over(squares: Tensor, target: Tensor) -> Tensor:
-    """Sums of squares [N], divided by the sum of the target's [N or 1, ...]; finite where the target is zero."""
+    """Sums of squares [N], divided by the sum of the target's [N or 1, ...]; 0, not NaN, where both are."""
     return squares / target.square().flatten(1).sum(1).clamp_min(torch.finfo(target.dtype).tiny)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -245,9 +246,9 @@ def _as_list(x: Tensor | Sequence[Tensor]) -> list[Tensor]:
 def _check_weights(weights: Sequence[float] | None, styles: int) -> list[float]:
     if weights is None:
         return [1.0] * styles
-    if len(weights) != styles or not all(weight > 0 for weight in weights):
+    if len(weights) != styles or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(
-            f"PerceptualLoss: weights must be {styles} numbers above zero, one for each style, got {list(weights)}"
+            f"PerceptualLoss: weights must be {styles} finite numbers above 0, one for each style, got {list(weights)}"
         )
     return list(weights)
 

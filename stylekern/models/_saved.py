@@ -65,12 +65,20 @@ class Saved:
             raise ValueError(f"{path} is no safetensors file: {error}") from error
         if about is None:
             raise ValueError(f"{path} has no configuration beside its weights: {cls.__name__}.save() did not write it")
-        config: dict[str, Any] = json.loads(about)
-        name = config.pop("network")
+        try:
+            config: dict[str, Any] = json.loads(about)
+            name = config.pop("network")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} has a configuration that {cls.__name__}.save() did not write: {about!r}"
+            ) from error
         found = cls if cls.__name__ == name else _CLASSES.get(name)
         if found is None or not issubclass(found, cls):
             raise ValueError(f"{path} holds a network {name}, not {cls.__name__}")
-        network = found.build(config)
+        try:
+            network = found.build(config)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} has a configuration that {name}.save() did not write: {about!r}") from error
         assert isinstance(network, nn.Module)
         network.load_state_dict(load_file(path))
         network.eval()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -20,6 +22,11 @@ def shape(x: Tensor) -> str:
 def autocast_enabled(device_type: str) -> bool:
     """Whether autocast is on; the meta device has none, and torch refuses the question."""
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[None]:
+    """A context in which plain torch keeps its arguments' dtypes."""
+    return torch.autocast(device_type, enabled=False) if autocast_enabled(device_type) else nullcontext()
 
 
 def check_tensors(operator: str, tensors: Iterable[tuple[str, Any, int, str]]) -> torch.dtype | None:
@@ -70,6 +77,24 @@ def check_option(operator: str, name: str, value: str, options: Sequence[str]) -
     """Raises ValueError unless value is one of the options."""
     if value not in options:
         raise ValueError(f"{operator}: {name} must be one of {', '.join(options)}, got {value!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether value is a number that torch takes as one; a tensor is none, which would lose its gradient."""
+    return isinstance(value, (int, float, torch.SymInt, torch.SymFloat, Real))
+
+
+def is_integer(value: Any) -> bool:
+    """Whether value is an integer that torch takes as one."""
+    return isinstance(value, (int, torch.SymInt, Integral))
+
+
+def check_numbers(operator: str, eps: float, correction: int = 0) -> None:
+    """Raises TypeError unless eps is a number and correction an integer."""
+    if not is_number(eps):
+        raise TypeError(f"{operator}: eps must be a number, got {type(eps).__name__}")
+    if not is_integer(correction):
+        raise TypeError(f"{operator}: correction must be an integer, got {type(correction).__name__}")
 
 
 def check_variance(operator: str, name: str, x: Tensor, correction: int) -> None:

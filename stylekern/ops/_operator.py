@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn import Parameter
 from torch.overrides import has_torch_function
 
 from stylekern import _backends, _library
-from stylekern.ops._checks import autocast_enabled, forward_mode_enabled, refuse_forward_mode
+from stylekern.ops._checks import autocast_enabled, forward_mode_enabled, refuse_forward_mode, without_autocast
 
 #: Torch's namespace for the ops of a backend. The compiled library defines its own, in C++.
 NAMESPACES = {"compiled": "stylekern", "triton": "stylekern_triton"}
@@ -54,9 +53,15 @@ def _call_unseen(op: Callable[..., Any], recorded: Callable[..., Any], args: tup
         return op(*args)
 
 
-def _are_plain(args: tuple[Any, ...]) -> bool:
-    """Whether all tensors are on the CPU, dense for all that torch's dispatcher tells, and are taken as they are."""
-    for x in args:
+def _are_plain(args: tuple[Any, ...], tensors: int) -> bool:
+    """Whether the first are tensors on the CPU, dense for all that torch's dispatcher tells, and taken as they are.
+
+    The others have to be numbers and words: torch would take a tensor's value for a number, and drop its gradient.
+    """
+    for x in args[tensors:]:
+        if type(x) not in _OPTIONS:
+            return False
+    for x in args[:tensors]:
         if type(x) in _OPTIONS:
             continue
         if type(x) is Tensor or type(x) is Parameter:
@@ -106,10 +111,12 @@ class Operator:
     _recorded: dict[str, Callable[..., Any]] = field(default_factory=dict)
     _choices: dict[tuple[str, str], str] = field(default_factory=dict)
     _names: list[str] = field(default_factory=list)
+    _tensors: int = field(init=False)  # how many arguments, the first, are tensors
 
     def __post_init__(self) -> None:
         if not self.cuda:
             _backends.without_cuda.add(self.name)
+        object.__setattr__(self, "_tensors", self.schema.partition("->")[0].count("Tensor"))
         self._names.extend(inspect.signature(self.reference).parameters)
         for backend, namespace in NAMESPACES.items():
             if backend != "compiled":
@@ -126,13 +133,17 @@ class Operator:
             What `check` raises; RuntimeError where the backend asked for by name cannot run.
         """
         if self.check is not None:
-            if not _is_seen(args) and self._choices.get((_backends.asked(), "cpu")) == "compiled" and _are_plain(args):
+            error = None
+            compiled = self._choices.get((_backends.asked(), "cpu")) == "compiled"
+            if compiled and not _is_seen(args) and _are_plain(args, self._tensors):
                 # The op checks them itself, in less time.
                 try:
                     return self._results(_call_unseen(self._ops["compiled"], self._recorded["compiled"], args))
-                except Exception:  # refused: `check` says why, or the second call says it again
-                    pass
+                except Exception as raised:
+                    error = raised
             cast = self.check(*args)
+            if error is not None:  # `check` has nothing against them: it came from elsewhere, a hook on what is saved
+                raise error
             refuse_forward_mode(self.name, *(x for x in args if isinstance(x, Tensor)))
             if cast is not None:
                 args = tuple(x.to(cast) if isinstance(x, Tensor) else x for x in args)
@@ -146,7 +157,7 @@ class Operator:
             backend = _backends.resolve(asked, self.name, device, self.preference)
         if backend == "reference" or self.prepare is not None:
             # The public function has cast for autocast already; products in plain torch would be cast again.
-            with torch.autocast(device, enabled=False) if autocast_enabled(device) else nullcontext():
+            with without_autocast(device):
                 if self.prepare is None or backend == "reference":
                     return self._run_reference(args)
                 args = self.prepare(*args)

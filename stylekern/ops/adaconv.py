@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_option, check_tensors, check_variance, refuse_forward_mode, shape
+from stylekern.ops._checks import (
+    check_numbers,
+    check_option,
+    check_tensors,
+    check_variance,
+    refuse_forward_mode,
+    shape,
+    without_autocast,
+)
 from stylekern.ops._operator import Operator
 
 PADDING_MODES = ("reflect", "replicate", "zeros")
@@ -71,6 +79,7 @@ def adaconv(
         ("bias", bias, 2, "[N, Co]"),
     )
     cast = check_tensors("adaconv", tensors[:3] if bias is None else tensors)
+    check_numbers("adaconv", eps, correction)
     check_option("adaconv", "padding_mode", padding_mode, PADDING_MODES)
     _check_shapes(input, spatial, pointwise, bias, padding_mode)
     if normalize:
@@ -104,7 +113,7 @@ def _in_two_steps(
     (n, c, h, w), size, co = input.shape, spatial.shape[2], pointwise.shape[1]
     t: Tensor = OPERATOR(input.to(dtype), spatial.to(dtype), None, None, *options)
     groups = n * c // size
-    with torch.autocast(input.device.type, enabled=False):  # cast already
+    with without_autocast(input.device.type):  # cast already
         weights = pointwise.to(dtype).reshape(groups, co * n // groups, size)
         y = weights @ t.reshape(groups, size, h * w)
         y = y.reshape(n, co, h, w)
@@ -155,10 +164,11 @@ def _compose(
     spatial, pointwise = spatial.to(dtype), pointwise.to(dtype)
     (n, c, size, kh, kw), co = spatial.shape, pointwise.shape[1]
     groups = max(c // size, 1) if size else 1
-    if size == 1:
+    if c == 0:
+        size = 0
+        kernel = pointwise[:, :, :0, None, None].expand(n, co, 0, kh, kw) * spatial.sum()  # empty, of both
+    elif size == 1:
         kernel = pointwise.reshape(n, groups, co // groups, 1, 1) * spatial.reshape(n, groups, 1, kh, kw)
-    elif c == 0:
-        kernel = pointwise[..., None, None].expand(n, co, size, kh, kw) * spatial.sum()  # zeros that depend on both
     else:
         split = pointwise.reshape(n * groups, co // groups, size), spatial.reshape(n * groups, size, size * kh * kw)
         kernel = split[0] @ split[1]

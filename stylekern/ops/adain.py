@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_tensors, check_variance, shape
+from stylekern.ops._checks import check_numbers, check_tensors, check_variance, shape
 from stylekern.ops._operator import Operator
 
 
@@ -45,6 +45,7 @@ def adain(content: Tensor, style: Tensor, *, eps: float = 1e-5, correction: int 
 def _check(content: Tensor, style: Tensor, eps: float, correction: int) -> torch.dtype | None:
     tensors = (("content", content, 4, "[N, C, H, W]"), ("style", style, 4, "[N, C, Hs, Ws]"))
     cast = check_tensors("adain", tensors)
+    check_numbers("adain", eps, correction)
     if style.shape[:2] != content.shape[:2]:
         raise ValueError(
             f"adain: style must be [{content.shape[0]}, {content.shape[1]}, Hs, Ws], as content {shape(content)} is, "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_option, check_tensors, refuse_forward_mode, shape
+from stylekern.ops._checks import check_option, check_tensors, is_number, refuse_forward_mode, shape
 from stylekern.ops._operator import Operator
 
 GATE_GRADS = ("none", "straight_through")
@@ -96,8 +96,12 @@ def cgm_attention(
             )
     check_option("cgm_attention", "gate_grad", gate_grad, GATE_GRADS)
     for name, number in (("alpha", alpha), ("temperature", temperature), ("eps", eps)):
-        if isinstance(number, (Tensor, str)):
-            hint = "; multiply the query by one that is learned, with cosine=False" if name == "alpha" else ""
+        if not is_number(number):
+            hint = (
+                "; multiply the query by one that is learned, with cosine=False"
+                if name == "alpha" and isinstance(number, Tensor)
+                else ""
+            )
             raise TypeError(f"cgm_attention: {name} must be a number, got {type(number).__name__}{hint}")
     sums = torch.float64 if query.dtype == torch.float64 else torch.float32
     if not abs(alpha) <= torch.finfo(sums).max:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_tensors, check_variance, shape
+from stylekern.ops._checks import check_numbers, check_tensors, check_variance, shape
 from stylekern.ops._operator import Operator
 
 
@@ -71,6 +71,7 @@ def _check(
         ("beta_style", beta_style, 4, "[N, C, H, W]"),
     )
     cast = check_tensors("factorized_instance_norm", tensors)
+    check_numbers("factorized_instance_norm", eps, correction)
     for name, x, _, _ in tensors[1:]:
         wanted = content.shape if x.dim() == 4 else content.shape[1:2]
         if x.shape != wanted:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_option, check_tensors, refuse_forward_mode, shape
+from stylekern.ops._checks import check_numbers, check_option, check_tensors, refuse_forward_mode, shape
 from stylekern.ops._operator import Operator
 
 METRICS = ("cosine", "euclidean")
@@ -75,6 +75,7 @@ def check_features(operator: str, x: Tensor, y: Tensor, metric: str, eps: float)
             raise ValueError(
                 f"{operator}: {name} must have at least one row for {other} {shape(others)}, got {shape(rows)}"
             )
+    check_numbers(operator, eps)
     if not eps > 0:
         raise ValueError(f"{operator}: eps must be positive, got {eps}")
     refuse_forward_mode(operator, x, y)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_option, check_tensors, check_variance, shape
+from stylekern.ops._checks import check_numbers, check_option, check_tensors, check_variance, shape
 from stylekern.ops._operator import Operator
 
 PADDING_MODES = ("reflect", "replicate", "zeros", "none")
@@ -88,6 +88,7 @@ def _check(
         ("bias", bias, 4, "[N, C, H, W] or [N, G, H, W]"),
     )
     cast = check_tensors("style_kernel_conv", tensors[:3] if bias is None else tensors)
+    check_numbers("style_kernel_conv", eps, correction)
     _check_options(padding_mode, composition, normalize)
     _check_shapes(input, vertical, horizontal, bias, padding_mode, normalize, correction)
     return cast

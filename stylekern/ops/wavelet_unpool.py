@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_tensors, refuse_forward_mode, shape
+from stylekern.ops._checks import check_tensors, is_integer, refuse_forward_mode, shape
 from stylekern.ops._operator import Operator
 
 
@@ -59,6 +59,8 @@ def _checked_size(size: Any, ll: Tensor) -> tuple[int, int]:
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise ValueError(f"wavelet_unpool: size must be (height, width) or None, got {size!r}")
     height, width = size
+    if not all(is_integer(side) for side in size):
+        raise TypeError(f"wavelet_unpool: size must be two integers, got {size!r}")
     h, w = ll.shape[2:]
     if not (0 <= height <= 2 * h and 0 <= width <= 2 * w):
         raise ValueError(

@@ -23,7 +23,10 @@ def adaconv(
 ) -> Tensor:  # [N, Co, H, W]
     """Plain torch, differentiable, in the dtype it is given. See :func:`stylekern.ops.adaconv`."""
     (n, c, h, w), (size, kh, kw) = input.shape, spatial.shape[2:]
-    g = c // size if size else 0
+    if c == 0:  # one group of no channels
+        spatial, size = spatial[:, :, :0], 0
+        pointwise = None if pointwise is None else pointwise[:, :, :0]
+    g = c // size if size else 1
     x = instance_norm(input, eps, correction) if normalize else input
     for dim, taps in ((-2, kh), (-1, kw)):
         x = pad(x, taps // 2, (taps - 1) // 2, dim=dim, mode=padding_mode)
@@ -33,5 +36,5 @@ def adaconv(
     if pointwise is None:
         return t.reshape(n, c, h, w)
     co = pointwise.shape[1]
-    y = torch.einsum("ngoi,ngihw->ngohw", pointwise.reshape(n, g, co // g if g else 0, size), t).reshape(n, co, h, w)
+    y = torch.einsum("ngoi,ngihw->ngohw", pointwise.reshape(n, g, co // g, size), t).reshape(n, co, h, w)
     return y if bias is None else y + bias[:, :, None, None]

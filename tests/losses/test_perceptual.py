@@ -269,7 +269,7 @@ def test_images_and_weights_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one picture, got none"):
         loss.set_style([])
     for weights in ([1.0], [1.0, 0.0], [1.0, float("nan")]):
-        with pytest.raises(ValueError, match="weights must be 2 numbers above zero, one for each style, got"):
+        with pytest.raises(ValueError, match="weights must be 2 finite numbers above 0, one for each style, got"):
             loss.set_style([image(), image()], weights=weights)
 
 

@@ -207,6 +207,10 @@ def test_files_that_hold_no_network(tmp_path: Path) -> None:
     save_file({"x": torch.rand(2)}, tmp_path / "bare.safetensors")
     with pytest.raises(ValueError, match=r"has no configuration beside its weights: AdaIN.save\(\) did not write it"):
         AdaIN.load(tmp_path / "bare.safetensors")
+    for about in ("{}", "[]", "no", '{"network": "AdaIN"}'):
+        save_file({"x": torch.rand(2)}, tmp_path / "foreign.safetensors", metadata={"stylekern": about})
+        with pytest.raises(ValueError, match=r"foreign.safetensors has a configuration that .*save\(\) did not write"):
+            AdaIN.load(tmp_path / "foreign.safetensors")
 
 
 def test_a_save_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

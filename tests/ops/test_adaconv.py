@@ -67,6 +67,8 @@ class TestAdaconv(OperatorSuite):
         "empty-batch": lambda: make(n=0),
         "empty-height": lambda: make(h=0),
         "no-channels": lambda: make(c=0, co=0),
+        "no-channels-in": lambda: make(c=0, co=3, size=1),
+        "no-channels-in-of-two-a-group": lambda: make(c=0, co=3),
     }
     typical = "two-a-group"
     threaded = {
@@ -132,6 +134,10 @@ class TestAdaconv(OperatorSuite):
         """So many channels take the interpreter of Triton a minute."""
         with stylekern.use_backend("compiled"):
             self.check(make(c=32, co=48, size=16, h=4, w=5), "cpu", torch.float32)
+
+    def test_two_steps_on_meta_tensors(self) -> None:
+        arguments = make(c=32, co=64, size=32).to("meta", torch.float32).tensors
+        assert adaconv(**arguments).shape == (2, 64, 5, 9)
 
     def test_pointwise_may_have_the_shape_of_a_convolution(self, backend: str) -> None:
         x, spatial, pointwise, bias = (t for t in make().to("cpu", torch.float32).tensors.values())

@@ -126,6 +126,14 @@ class TestCgmAttention(OperatorSuite):
     def test_products_large_enough_for_onednn(self) -> None:
         self.check(make(n=1, lq=603, lk=617, d=129, dv=131, **STRAIGHT), "cpu", torch.float32)
 
+    @pytest.mark.parametrize("stride", [(1, 1), (0, 1), (136, 1), (1, 625)], ids=str)
+    def test_products_of_strided_values(self, stride: tuple[int, int]) -> None:
+        case = make(n=1, lq=603, lk=617, d=129, dv=131).to("cpu", torch.float32)
+        value = torch.randn(617 * 140).as_strided((1, 617, 131), (0, *stride))
+        given = self.call(Case(case.tensors | {"value": value}, case.options))
+        dense = self.call(Case(case.tensors | {"value": value.contiguous()}, case.options))
+        assert all(torch.equal(a, b) for a, b in zip(given, dense, strict=True))
+
     def test_no_compiled_kernel_keeps_triton_from_a_gpu(self) -> None:
         assert _backends.why_no_compiled(self.name, "cuda")
 

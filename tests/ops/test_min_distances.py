@@ -88,6 +88,36 @@ class TestMinDistances(OperatorSuite):
         "eps-of-zero": (call(eps=0.0), ValueError, r"eps must be positive, got 0\.0"),
     }
 
+    @pytest.mark.parametrize("stride", [(1, 1), (0, 1), (80, 1), (1, 1000)], ids=str)
+    def test_products_of_strided_rows(self, stride: tuple[int, int]) -> None:
+        x, y = torch.randn(1, 1024, 64), torch.randn(1000 * 80).as_strided((1, 900, 64), (0, *stride))
+        pairs = zip((*min_distances(x, y), *min_distances(y, x)), self.of_dense(x, y), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+    @staticmethod
+    def of_dense(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return (*min_distances(x, y.contiguous()), *min_distances(y.contiguous(), x))
+
+    @pytest.mark.parametrize("metric", METRICS)
+    def test_rows_of_few_bits_are_told_apart(self, metric: str, backend: str, device: str) -> None:
+        x, y = (torch.randint(1, 256, (1, rows, 3), device=device) / 256 for rows in (500, 400))
+        u, v = x.double()[:, :, None], y.double()[:, None]
+        if metric == "cosine":
+            d = 1 - torch.cosine_similarity(u, v, dim=-1)
+        else:
+            d = ((u - v).square().sum(-1).clamp_min(1e-5) / 3).sqrt()
+        found = min_distances(x, y, metric=metric)
+        assert torch.allclose(found.row_min.double(), d.amin(2), atol=1e-6)
+        assert torch.allclose(found.col_min.double(), d.amin(1), atol=1e-6)
+
+    def test_rows_whose_sums_of_values_by_squares_of_places_agree(self, backend: str, device: str) -> None:
+        y = torch.tensor([[[0, 0, 1, 1, 0.0], [0, 0, 0, 0, 1.0]]], device=device)  # 3^2 + 4^2 = 5^2
+        assert min_distances(y, y).row_argmin.tolist() == [[0, 1]]
+
+    def test_the_definition_takes_16_bits(self) -> None:
+        found = reference.min_distances(torch.eye(3)[None].half(), torch.eye(3)[None].half())
+        assert found[1].tolist() == [[0, 1, 2]]
+
     def test_by_hand(self, backend: str) -> None:
         x, y = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]), torch.tensor([[[0.0, 3.0], [-1.0, 0.0], [3.0, 4.0]]])
         found = min_distances(x, y)

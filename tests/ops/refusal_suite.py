@@ -1,0 +1,91 @@
+"""What every operator must refuse, and in which words."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stylekern.ops import OPERATORS
+
+from .cases import Case
+
+
+class RefusalSuite:
+    """A part of OperatorSuite."""
+
+    name: str
+    function: Callable[..., Any]
+    cases: dict[str, Callable[[], Case]]
+    typical: str
+    bad: dict[str, tuple[Callable[[], tuple[tuple[Any, ...], dict[str, Any]]], type[Exception], str]]
+    call: Callable[[Case], tuple[Tensor, ...]]
+    op_arguments: Callable[[Case], list[Any]]
+
+    def test_a_tensor_is_no_number(self, backend: str) -> None:
+        """It would lose its gradient, or its fraction."""
+        case = self.cases[self.typical]().to("cpu", torch.float32)
+        named = {"eps", "correction", "alpha", "temperature"} & inspect.signature(type(self).function).parameters.keys()
+        for name, value in itertools.product(sorted(named), (torch.tensor(1), None, "1", [1])):
+            with pytest.raises(
+                TypeError, match=f"{type(self).function.__name__}: {name} must be an? (number|integer), got"
+            ):
+                type(self).function(**case.tensors, **(case.options | {name: value}))
+
+    def test_nested_tensors_are_refused(self) -> None:
+        case = self.cases[self.typical]().to("cpu", torch.float32)
+        name, x = next((k, x) for k, x in case.tensors.items() if x is not None)
+        nested = torch.nested.nested_tensor(list(x.detach()))
+        with pytest.raises(TypeError, match=f"{name} must be a dense tensor, got a nested one; call"):
+            self.call(Case(case.tensors | {name: nested}, case.options))
+
+    def test_bad_input_is_named(self, bad_name: str) -> None:
+        make, error, message = self.bad[bad_name]
+        arguments, options = make()
+        with pytest.raises(error, match=message):
+            type(self).function(*arguments, **options)
+
+    def test_the_op_refuses_what_the_checks_refuse(self, compiled_op: Any) -> None:
+        """And nothing else: plain tensors go to the op first, and are checked when it refuses them."""
+        check = OPERATORS[self.name].check
+        if check is None:
+            pytest.skip("its public function checks before it calls the op")
+        chance, refused = random.Random(0), 0
+        for _ in range(400):
+            arguments = [self.changed(x, chance) for x in self.op_arguments(self.cases[self.typical]())]
+            errors: list[Exception | None] = []
+            for function in (check, compiled_op):
+                try:
+                    function(*arguments)
+                    errors.append(None)
+                except Exception as error:
+                    errors.append(error)
+            described = [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in arguments]
+            assert (errors[0] is None) == (errors[1] is None), (described, errors)
+            refused += errors[0] is not None
+        assert 40 < refused < 360, f"{refused} of 400 calls refused: the typical case is changed too little or too much"
+
+    @staticmethod
+    def changed(x: Any, chance: random.Random) -> Any:
+        """An argument that mostly stays as it is."""
+        if chance.random() < 0.7:
+            return x
+        if isinstance(x, bool):
+            return not x
+        if isinstance(x, int):
+            return chance.choice([0, 1, 10**6])
+        if isinstance(x, str):
+            return chance.choice(
+                ["reflect", "replicate", "zeros", "none", "sequential", "outer", "floor", "pad", "bad"]
+            )
+        if not isinstance(x, Tensor):
+            return x
+        x, d = x.detach(), chance.randrange(x.dim())
+        others = [x.narrow(d, 0, 0), x.narrow(d, 0, 1), torch.cat([x, x], d), x.transpose(d, chance.randrange(x.dim()))]
+        return chance.choice([*others, x.select(d, 0), x.unsqueeze(d), x.float(), x.int(), x.bool()[..., :0]])
