@@ -83,7 +83,12 @@ def main() -> None:
     if arguments.picture and not arguments.picture.is_file():
         parser.error(f"there is no file {arguments.picture}")
 
-    picture = load(arguments.picture)
+    try:
+        picture = load(arguments.picture)
+    except OSError as error:
+        parser.error(f"{arguments.picture} is no picture that Pillow reads: {error}")
+    if min(picture.shape[2:]) < 2:
+        parser.error(f"a picture of 2 x 2 pixels or more, please; {arguments.picture} has no edges to follow")
     print(f"{arguments.picture or 'astronaut'}: {picture.shape[3]} x {picture.shape[2]} pixels")
     result = picture
     for i in range(ROUNDS):

@@ -94,6 +94,7 @@ class Encoder(nn.Module, ABC):
         self.register_buffer("deviation", torch.tensor(deviation).view(3, 1, 1), persistent=False)
 
     def standardize(self, images: Tensor) -> Tensor:
+        """Pictures in [0, 1] as the weights were trained to see them."""
         return (images - self.mean) / self.deviation
 
     def fix(self) -> None:

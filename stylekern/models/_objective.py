@@ -28,6 +28,7 @@ class Objective(nn.Module):
 
 
 def need_taps(owner: str, encoder: Encoder, taps: Sequence[str]) -> None:
+    """Raises ValueError where the encoder ends before a tap."""
     missing = [tap for tap in taps if tap not in encoder.channels]
     if missing:
         raise ValueError(

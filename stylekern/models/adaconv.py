@@ -42,6 +42,7 @@ class StyleEncoder(nn.Module):
         return features
 
     def forward(self, style: Tensor) -> Tensor:
+        """Features [N, channels, h, w] to descriptors [N, channels, size, size]."""
         features = F.adaptive_avg_pool2d(self.reduced(style), self.REDUCED).flatten(1)
         descriptor: Tensor = self.dense(features).unflatten(1, (self.channels, self.size, self.size))
         return descriptor
@@ -212,6 +213,7 @@ class AdaConvObjective(Objective):
         self.style: HybridLoss | MomentMatchingLoss = HybridLoss(alpha) if kind == "hybrid" else MomentMatchingLoss()
 
     def forward(self, network: AdaConv, content: Tensor, style: Tensor) -> dict[str, Tensor]:
+        """The terms and their `total`, [] each, of pictures [N, 3, H, W] and [N or 1, 3, H', W'] in [0, 1]."""
         taps = (*self.taps, "relu4_1")
         ours, theirs = network.encode(content, style, taps)
         again = network.encoder(continued(network(content, style), network.multiple), taps)

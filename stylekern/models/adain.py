@@ -59,6 +59,7 @@ class AdaINObjective(Objective):
         self.content, self.style = ContentLoss("euclidean"), MeanStdLoss("euclidean")
 
     def forward(self, network: AdaIN, content: Tensor, style: Tensor) -> dict[str, Tensor]:
+        """The terms and their `total`, [] each, of pictures [N, 3, H, W] and [N or 1, 3, H', W'] in [0, 1]."""
         ours, theirs = network.encode(content, style, TAPS)
         target = network.transfer(ours[TAPS[-1]], theirs[TAPS[-1]])
         again = network.encoder(network.decoder(target), TAPS)

@@ -93,6 +93,7 @@ class SAFINObjective(Objective):
         self.content, self.style = ContentLoss("euclidean"), MeanStdLoss("euclidean")
 
     def forward(self, network: SAFIN, content: Tensor, style: Tensor) -> dict[str, Tensor]:
+        """The terms and their `total`, [] each, of pictures [N, 3, H, W] and [N or 1, 3, H', W'] in [0, 1]."""
         pictures = (network(content, style), content, style)
         again, ours, theirs = (network.low_path(network.enlarged(x))[0] for x in pictures)
         terms = {"content": self.content.between(again[TAPS[-1]], ours[TAPS[-1]])}

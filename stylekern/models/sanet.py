@@ -84,6 +84,7 @@ class SANetObjective(Objective):
         self.content, self.style = ContentLoss("mse"), MeanStdLoss("mse")
 
     def forward(self, network: SANet, content: Tensor, style: Tensor) -> dict[str, Tensor]:
+        """The terms and their `total`, [] each, of pictures [N, 3, H, W] and [N or 1, 3, H', W'] in [0, 1]."""
         ours, theirs = network.encode(content, style, self.LAYERS)
         again = network.encoder(network.decoder(network.transfer(ours, theirs)), self.LAYERS)
         normal, target = ({tap: normalized(x[tap]) for tap in TAPS} for x in (again, ours))

@@ -151,6 +151,7 @@ class StyleKernelObjective(Objective):
     def forward(
         self, network: StyleKernel, content: Tensor, style: Tensor, discriminator: nn.Module | None = None
     ) -> dict[str, Tensor]:
+        """The terms and their `total`, [] each, of pictures [N, 3, H, W] and [N or 1, 3, H', W'] in [0, 1]."""
         encoder = network.encoder if self.encoder is None else self.encoder
         need_taps("StyleKernelObjective", encoder, (*self.STYLE, *self.CONTENT))
         ours, theirs = network.encode(content, style, ("relu4_1",))

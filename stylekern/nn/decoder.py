@@ -29,6 +29,7 @@ class Decoder(nn.Module):
         self.stages = nn.ModuleList(stage_of(stage, last=stage is widths[-1]) for stage in widths)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features [N, C4, h, w] to pictures [N, 3, 8h, 8w]."""
         for i, stage in enumerate(self.stages):
             x = stage(double(x) if i else x)
         return x
