@@ -140,6 +140,23 @@ def test_a_backend_of_another_name_is_refused():
         pass
 
 
+def test_blocks_of_backends_may_end_in_any_order():
+    """Those of threads and generators do."""
+    import stylekern
+    from stylekern import _backends
+
+    before = _backends.asked()
+    first, second, third = (stylekern.use_backend(name) for name in ("reference", "triton", "reference"))
+    for block in (first, second, third):
+        block.__enter__()
+    for block, asked in ((second, "reference"), (third, "reference"), (first, before)):
+        block.__exit__(None, None, None)
+        assert _backends.asked() == asked
+    with stylekern.use_backend("reference"), pytest.raises(KeyError), stylekern.use_backend("triton"):
+        raise KeyError
+    assert _backends.asked() == before
+
+
 def test_info_says_who_serves_and_why_others_do_not():
     result = run("from stylekern.cli import main; main(['info'])", TRITON_INTERPRET="0")
     assert re.search(r"style_kernel_conv on cpu: \w+", result.stdout)
