@@ -26,7 +26,7 @@ _libraries = {"triton": torch.library.Library("stylekern_triton", "FRAGMENT")}
 
 
 def _is_seen(args: tuple[Any, ...]) -> bool:
-    """Whether something transforms or records the call itself: it gets the registered op."""
+    """Whether something transforms or records the call itself."""
     return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
@@ -39,9 +39,14 @@ def _call(op: Callable[..., Any], recorded: Callable[..., Any], args: tuple[Any,
     """Calls an op, or `recorded` for tensors that record gradients, below torch's own autograd kernel for the op.
 
     That one is generic, written in Python, and enters the dispatcher once more: forward and backward of a small picture
-    would take half as long again.
+    would take half as long again. Nor do torch.func's transforms get past it; those of `recorded` they take apart. What
+    else sees the call gets the registered op.
     """
-    return op(*args) if _is_seen(args) else _call_unseen(op, recorded, args)
+    if not _is_seen(args):
+        return _call_unseen(op, recorded, args)
+    if torch._C._functorch.peek_interpreter_stack() is None or torch.compiler.is_compiling():
+        return op(*args)
+    return recorded(*args)
 
 
 def _call_unseen(op: Callable[..., Any], recorded: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -51,6 +56,19 @@ def _call_unseen(op: Callable[..., Any], recorded: Callable[..., Any], args: tup
                 return recorded(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
+
+
+def _function(name: str, op: Callable[..., Any], backward: Any, setup_context: Any) -> Callable[..., Any]:
+    """An op and its gradient formula as an autograd function."""
+
+    def forward(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    methods = {"forward": forward, "setup_context": setup_context, "backward": backward}
+    members: dict[str, Any] = {key: staticmethod(method) for key, method in methods.items()}
+    function: Any = type(name, (torch.autograd.Function,), members | {"generate_vmap_rule": True})
+    return function.apply  # type: ignore[no-any-return]
 
 
 def _are_plain(args: tuple[Any, ...], tensors: int) -> bool:
@@ -202,7 +220,7 @@ class Operator:
         op, backward_op = getattr(ops, self.name).default, getattr(ops, f"{self.name}_backward").default
 
         def run_backward(*args: Any) -> Any:
-            return _call(backward_op, backward_op, args)
+            return _call(backward_op, recorded_backward, args)
 
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return self.backward(ctx, run_backward, *grads)
@@ -213,16 +231,9 @@ class Operator:
                 'Within `stylekern.use_backend("reference")` it is plain torch, and has all of them.'
             )
 
-        def forward(ctx: Any, *args: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                result = op(*args)
-            self.setup_context(ctx, args, result)
-            return result
-
         torch.library.register_fake(forward_name, self.fake)
         torch.library.register_fake(backward_name, self.backward_fake)
         torch.library.register_autograd(forward_name, backward, setup_context=self.setup_context)
         torch.library.register_autograd(backward_name, refuse)
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-        recorded: Any = type(self.name, (torch.autograd.Function,), methods)
-        self._ops[backend], self._recorded[backend] = op, recorded.apply
+        recorded_backward = _function(f"{self.name}_backward", backward_op, refuse, lambda ctx, inputs, output: None)
+        self._ops[backend], self._recorded[backend] = op, _function(self.name, op, backward, self.setup_context)

@@ -162,6 +162,26 @@ class OperatorSuite(CudaSuite, RefusalSuite):
         grads = (torch.autograd.grad(ys, given, upstream) for ys in (plain, again))
         assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
+    def test_transforms_of_torch_func(self, backend: str, device: str) -> None:
+        """Gradients, and those of each sample at once."""
+        case = self.cases[self.typical]().to(device, torch.float32)
+        given = {k: x for k, x in case.tensors.items() if x is not None}
+        upstream = [torch.randn_like(y) for y in differentiable(self.call(case))]
+
+        def call(*xs: Tensor) -> tuple[Tensor, ...]:
+            return differentiable(self.call(Case(case.tensors | dict(zip(given, xs, strict=True)), case.options)))
+
+        def gradients(*xs: Tensor) -> tuple[Tensor, ...]:
+            return torch.func.vjp(call, *xs)[1](tuple(upstream))
+
+        xs = [x.detach() for x in given.values()]
+        expected = torch.autograd.grad(differentiable(self.call(case)), given.values(), upstream)
+        assert all(torch.equal(a, b) for a, b in zip(gradients(*xs), expected, strict=True))
+        several = [torch.stack([x, x.flip(0)]) for x in xs]
+        each = [gradients(*(x[k] for x in several)) for k in range(2)]
+        for together, alone in zip(torch.func.vmap(gradients)(*several), zip(*each, strict=True), strict=True):
+            assert torch.allclose(together, torch.stack(alone), rtol=1e-4, atol=1e-5)
+
     def test_an_error_of_a_hook_reaches_the_caller(self, backend: str) -> None:
         case, packed = self.cases[self.typical]().to("cpu", torch.float32), []
 
