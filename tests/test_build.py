@@ -49,6 +49,7 @@ def test_an_sdist_holds_the_repository_and_builds_a_typed_wheel(tmp_path: Path):
 
 
 def test_the_compiler_may_be_several_words_but_has_to_exist(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STYLEKERN_BUILD", "auto")
     monkeypatch.setenv("CXX", "env c++ -pipe")
     assert build_library.cxx() == [shutil.which("env"), "c++", "-pipe"]
     monkeypatch.setenv("CXX", "no-such-compiler")

@@ -94,5 +94,5 @@ def test_operators_stay_within(
 ) -> None:
     if _library.build_options["cpu_target"] == target:
         pytest.skip(f"{target} is this processor's best")
-    done = guarded(OPERATORS, placement, STYLEKERN_CPU_TARGET=target)
+    done = guarded(OPERATORS, placement, STYLEKERN_CPU_TARGET="" if target == "best" else target)
     assert done.stdout.endswith("all done\n"), f"{done.stdout[-200:]}\n{done.stderr[-4000:]}"
