@@ -68,7 +68,8 @@ def _function(name: str, op: Callable[..., Any], backward: Any, setup_context: A
     methods = {"forward": forward, "setup_context": setup_context, "backward": backward}
     members: dict[str, Any] = {key: staticmethod(method) for key, method in methods.items()}
     function: Any = type(name, (torch.autograd.Function,), members | {"generate_vmap_rule": True})
-    return function.apply  # type: ignore[no-any-return]
+    apply: Callable[..., Any] = function.apply
+    return apply
 
 
 def _are_plain(args: tuple[Any, ...], tensors: int) -> bool:
