@@ -35,18 +35,20 @@ def _is_seen(args: tuple[Any, ...]) -> bool:
     )
 
 
-def _call(op: Callable[..., Any], recorded: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _call(
+    op: Callable[..., Any], recorded: Callable[..., Any], transformed: Callable[..., Any], args: tuple[Any, ...]
+) -> Any:
     """Calls an op, or `recorded` for tensors that record gradients, below torch's own autograd kernel for the op.
 
     That one is generic, written in Python, and enters the dispatcher once more: forward and backward of a small picture
-    would take half as long again. Nor do torch.func's transforms get past it; those of `recorded` they take apart. What
-    else sees the call gets the registered op.
+    would take half as long again. Nor do torch.func's transforms get past it: they take `transformed` apart. What else
+    sees the call gets the registered op.
     """
     if not _is_seen(args):
         return _call_unseen(op, recorded, args)
     if torch._C._functorch.peek_interpreter_stack() is None or torch.compiler.is_compiling():
         return op(*args)
-    return recorded(*args)
+    return transformed(*args)
 
 
 def _call_unseen(op: Callable[..., Any], recorded: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -58,16 +60,20 @@ def _call_unseen(op: Callable[..., Any], recorded: Callable[..., Any], args: tup
         return op(*args)
 
 
-def _function(name: str, op: Callable[..., Any], backward: Any, setup_context: Any) -> Callable[..., Any]:
-    """An op and its gradient formula as an autograd function."""
+def _below(op: Callable[..., Any]) -> Callable[..., Any]:
+    """An op below autograd."""
 
     def forward(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
-    methods = {"forward": forward, "setup_context": setup_context, "backward": backward}
+    return forward
+
+
+def _function(name: str, **methods: Callable[..., Any]) -> Callable[..., Any]:
+    """An autograd function of these methods, as what is called."""
     members: dict[str, Any] = {key: staticmethod(method) for key, method in methods.items()}
-    function: Any = type(name, (torch.autograd.Function,), members | {"generate_vmap_rule": True})
+    function: Any = type(name, (torch.autograd.Function,), members | {"generate_vmap_rule": "setup_context" in methods})
     apply: Callable[..., Any] = function.apply
     return apply
 
@@ -128,6 +134,7 @@ class Operator:
     cuda: bool = True
     _ops: dict[str, Callable[..., Any]] = field(default_factory=dict)
     _recorded: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    _transformed: dict[str, Callable[..., Any]] = field(default_factory=dict)
     _choices: dict[tuple[str, str], str] = field(default_factory=dict)
     _names: list[str] = field(default_factory=list)
     _tensors: int = field(init=False)  # how many arguments, the first, are tensors
@@ -180,7 +187,7 @@ class Operator:
                 if self.prepare is None or backend == "reference":
                     return self._run_reference(args)
                 args = self.prepare(*args)
-        return self._results(_call(self._ops[backend], self._recorded[backend], args))
+        return self._results(_call(self._ops[backend], self._recorded[backend], self._transformed[backend], args))
 
     def _results(self, result: Any) -> Any:
         """The function's own among an op's results."""
@@ -221,7 +228,7 @@ class Operator:
         op, backward_op = getattr(ops, self.name).default, getattr(ops, f"{self.name}_backward").default
 
         def run_backward(*args: Any) -> Any:
-            return _call(backward_op, recorded_backward, args)
+            return _call(backward_op, backward_op, transformed_backward, args)
 
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return self.backward(ctx, run_backward, *grads)
@@ -232,9 +239,21 @@ class Operator:
                 'Within `stylekern.use_backend("reference")` it is plain torch, and has all of them.'
             )
 
+        def forward(ctx: Any, *args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                result = op(*args)
+            self.setup_context(ctx, args, result)
+            return result
+
         torch.library.register_fake(forward_name, self.fake)
         torch.library.register_fake(backward_name, self.backward_fake)
         torch.library.register_autograd(forward_name, backward, setup_context=self.setup_context)
         torch.library.register_autograd(backward_name, refuse)
-        recorded_backward = _function(f"{self.name}_backward", backward_op, refuse, lambda ctx, inputs, output: None)
-        self._ops[backend], self._recorded[backend] = op, _function(self.name, op, backward, self.setup_context)
+        self._ops[backend], self._recorded[backend] = op, _function(self.name, forward=forward, backward=backward)
+        # What torch.func can take apart has its context set up apart, which takes torch tens of microseconds a call.
+        self._transformed[backend] = _function(
+            self.name, forward=_below(op), setup_context=self.setup_context, backward=backward
+        )
+        transformed_backward = _function(
+            f"{self.name}_backward", forward=_below(backward_op), setup_context=lambda *_: None, backward=refuse
+        )
