@@ -24,21 +24,31 @@ void with_kernels(const F& f) {
 
 template <class T>
 void forward(const AdaConvArgs<T>& args) {
+  constexpr int64_t kPair = 1 << 14;  // bytes of a group of which two wait in a first-level cache
   const AdaConv& p = args.problem;
   const int64_t bands = band_count(p.n * p.groups, p.h, p.kh);
+  const bool pairs = p.group_in() * p.h * p.w * int64_t(sizeof(T)) <= kPair;
   with_kernels<T>([&](const auto& kernels) {
-    // A group is convolved right after its statistics, while it is in cache.
+    const auto group_statistics = [&](auto& conv, int64_t group) {
+      for (int64_t m = 0; m < p.group_in(); ++m) conv.statistics(group * p.group_in() + m);
+    };
     if (args.mean && bands > 1)
-      parallel_for(p.n * p.c, p.h * p.w, [&](int64_t begin, int64_t end) {
+      parallel_for(p.n * p.groups, p.group_in() * p.h * p.w, [&](int64_t begin, int64_t end) {
         const auto conv = kernels.forward(args);
-        for (int64_t nc = begin; nc < end; ++nc) conv.statistics(nc);
+        for (int64_t group = begin; group < end; ++group) group_statistics(conv, group);
       });
+    // A group is convolved right after its statistics, while it is in cache. Of small ones two after those of two: each
+    // ends in a chain of divisions and a root, which takes as long as half of its sums.
     for_bands(
-        p, bands, cost(p) / bands, [&] { return kernels.forward(args); },
-        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-          if (args.mean && bands == 1)
-            for (int64_t m = 0; m < p.group_in(); ++m) conv.statistics(n * p.c + g * p.group_in() + m);
-          conv.run(n, g, row0, row1, bands == 1 ? next : -1);
+        p, bands, cost(p) / bands, [&] { return std::pair{kernels.forward(args), false}; },
+        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
+          auto& [conv, ready] = state;
+          if (bands > 1) next = -1;
+          if (args.mean && bands == 1 && !std::exchange(ready, false)) {
+            group_statistics(conv, n * p.groups + g);
+            if ((ready = pairs && next >= 0)) group_statistics(conv, next);
+          }
+          conv.run(n, g, row0, row1, next);
         });
   });
 }

@@ -91,6 +91,7 @@ class AdaConvForward {
   void depthwise(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
     constexpr int64_t kFetched = 1 << 17;  // bytes of a plane that waits in a second-level cache beside this one
     const int64_t nc = n * p_.c + g;
+    const bool fetched = next >= 0 && p_.h * p_.w * int64_t(sizeof(T)) <= kFetched;
     DepthwisePlane<T> plane{.x = input_plane(nc),
                             .h = p_.h,
                             .w = p_.w,
@@ -98,15 +99,15 @@ class AdaConvForward {
                             .padding = p_.padding,
                             .mean = args_.mean ? args_.mean[nc] : A(0),
                             .rstd = args_.mean ? args_.rstd[nc] : A(1),
-                            .streamed = args_.streamed};
-    if (next >= 0 && p_.h * p_.w * int64_t(sizeof(T)) <= kFetched) plane.next = input_plane(next);
+                            .streamed = args_.streamed,
+                            .next = fetched ? input_plane(next) : input_plane(nc)};
     for (int64_t o = g * p_.group_out(); o < (g + 1) * p_.group_out(); ++o) {
       const int64_t no = n * p_.out_c + o;
       plane.y = args_.output + no * p_.h * p_.w;
       plane.kernel = args_.kernel + no * 9;
       plane.bias = args_.bias ? args_.bias[no] : A(0);
       depthwise_3x3(plane, row0, row1);
-      plane.next = nullptr;  // once is enough
+      plane.next = plane.x;  // once is enough
     }
     if (args_.streamed) finish_streams();
   }

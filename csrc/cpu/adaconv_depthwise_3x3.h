@@ -16,7 +16,7 @@ struct DepthwisePlane {
   A mean, rstd, bias = 0;
   const A* kernel = nullptr;
   bool streamed;
-  const T* next = nullptr;  // the plane that this thread is at after this one, of the same strides; null: not fetched
+  const T* next;  // the plane to fetch meanwhile, of the same strides; x itself: none
 
   // The row of x that a tap of output row i reads; null: zeros.
   const T* source(int64_t i) const {
@@ -26,108 +26,137 @@ struct DepthwisePlane {
   // Rows [i0, i1) of the next plane.
   STYLEKERN_ALWAYS_INLINE void fetch_next(int64_t i0, int64_t i1) const {
     constexpr int64_t line = 64 / sizeof(T);
-    for (int64_t i = i0; next && i < i1; ++i)
+    for (int64_t i = i0; next != x && i < i1; ++i)
       for (int64_t j = 0; j < w; j += line) __builtin_prefetch(next + i * row + j);
   }
 };
 
-// The vector left of a row's first, and right of its last: shifted by one, what lies beyond the end entering.
+// A row's first or last vector shifted by one, so that what the border rule has beyond the end enters. The rule is in
+// the lanes' numbers: to choose by it in every row would cost as much as two of its multiply-adds.
 template <class A>
-STYLEKERN_INLINE Vec<A> left_of_first(Padding padding, Vec<A> here) {
-  constexpr std::make_integer_sequence<int, kLanes<A>> all;
-  if (padding == Padding::kReflect) return shift_up_at_end<1>(here, all);
-  return padding == Padding::kReplicate ? shift_up_at_end<0>(here, all) : shift_up_at_end<kLanes<A>>(here, all);
-}
-template <class A>
-STYLEKERN_INLINE Vec<A> right_of_last(Padding padding, Vec<A> here) {
-  constexpr int lanes = kLanes<A>;
-  constexpr std::make_integer_sequence<int, lanes> all;
-  if (padding == Padding::kReflect) return shift_down_at_end<lanes - 2>(here, all);
-  return padding == Padding::kReplicate ? shift_down_at_end<lanes - 1>(here, all) : shift_down_at_end<lanes>(here, all);
-}
+class ShiftAtEnd {
+ public:
+  // `step`: -1 for what is left of the first vector, 1 for what is right of the last.
+  ShiftAtEnd(Padding padding, int step) {
+    const Lanes<A> lane = lane_numbers<A>();
+    const int end = step < 0 ? 0 : kLanes<A> - 1;
+    index_ = in_register(lane == end ? lane - (padding == Padding::kReflect ? step : 0) : lane + step);
+    kept_ = in_register(lane != (padding == Padding::kZeros ? end : -1));
+  }
+  STYLEKERN_ALWAYS_INLINE Vec<A> operator()(Vec<A> x) const {
+    return (Vec<A>)((Lanes<A>)permute<A>(x, index_) & kept_);
+  }
 
-// R rows of V vectors of columns, from column j[v] on. `first` and `last`: the row begins with the first, ends with the
-// last of them; constants, but for single vectors.
+ private:
+  Lanes<A> index_, kept_;
+};
+
+// Rows [i0, i1) of V vectors of columns, from column j[v] on. `first` and `last`: the row begins with the first, ends
+// with the last of them; constants, but for single vectors.
 //
-// Three rows of sums take part in a row of x, and an addition to a sum waits for the one before it: with two vectors
-// there are enough of them to wait for nothing.
-template <int R, int V, class T>
-STYLEKERN_INLINE void depthwise_vectors(const DepthwisePlane<T>& p, const T* const (&rows)[R + 2],
-                                        const Vec<Acc<T>> (&weights)[9], const int64_t (&j)[V], bool first, bool last,
-                                        T* y) {
+// Down the rows of x, each of which is loaded once for the three rows of sums that it takes part in. An addition to a
+// sum waits for the one before it, but not for another's: with two vectors there are enough of them to wait for
+// nothing. The rows above and below, which may be zeros, are no matter of the loop: a test in it would cost a
+// multiply-add.
+template <int V, class T>
+STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<T>> (&weights)[9], int64_t i0,
+                                      int64_t i1, const int64_t (&j)[V], bool first, bool last) {
   using A = Acc<T>;
-  constexpr int lanes = kLanes<A>;
-  const std::integral_constant<int, lanes> whole;
+  const std::integral_constant<int, kLanes<A>> whole;
+  const int64_t w = p.w, stride = p.row;  // copies: a store might be to p, for all that the compiler knows
+  const bool streamed = p.streamed;
   const Centre<A> centre(p.mean);
-  Vec<A> sum[R][V];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+  const ShiftAtEnd<A> left(p.padding, -1), right(p.padding, 1);
+  const Vec<A> bias = broadcast(p.bias);
+  Vec<A> sum[3][V];  // of the rows that x's row is below, beside and above of
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sum[r][v] = broadcast(p.bias);
-#pragma GCC unroll 16
-  for (int q = 0; q < R + 2; ++q) {
-    if (!rows[q]) continue;
+  for (int v = 0; v < V; ++v) sum[0][v] = sum[1][v] = sum[2][v] = bias;
+  // Adds a row of x to the sums from `from` to `to`.
+  const auto take = [&](const T* row, auto from, auto to) STYLEKERN_ALWAYS_INLINE {
 #pragma GCC unroll 3
     for (int b = 0; b < 3; ++b) {
-      Vec<A> x[V];  // of one tap: those of all three would leave no registers to the sums
+      Vec<A> x[V];  // of one tap: those of all three would leave no registers to the weights
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) {
-        const T* const here = rows[q] + j[v];
+        const T* const here = row + j[v];
         if (first && v == 0 && b == 0)
-          x[v] = left_of_first<A>(p.padding, centre(load(here)));
+          x[v] = left(centre(load(here)));
         else if (last && v == V - 1 && b == 2)
-          x[v] = right_of_last<A>(p.padding, centre(load(here)));
+          x[v] = right(centre(load(here)));
         else
           x[v] = centre(load(here + b - 1));
       }
 #pragma GCC unroll 3
-      for (int a = 0; a < 3; ++a) {
-        if (q - a < 0 || q - a >= R) continue;
-        const Vec<A> weight = in_register(weights[3 * a + b]);
+      for (int k = 0; k < 3; ++k) {
+        if (k < from || k > to) continue;
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sum[q - a][v] = fma(weight, x[v], sum[q - a][v]);
+        for (int v = 0; v < V; ++v) sum[k][v] = fma(weights[3 * (2 - k) + b], x[v], sum[k][v]);
       }
     }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+  };
+  const auto advance = [&]() STYLEKERN_ALWAYS_INLINE {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) store_or_stream(y + r * p.w + j[v], sum[r][v], whole, p.streamed);
+    for (int v = 0; v < V; ++v) sum[0][v] = sum[1][v], sum[1][v] = sum[2][v], sum[2][v] = bias;
+  };
+  T* y = p.y + i0 * w;
+  const auto finish_row = [&]() STYLEKERN_ALWAYS_INLINE {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) store_or_stream(y + j[v], sum[0][v], whole, streamed);
+    y += w;
+  };
+  constexpr std::integral_constant<int, 0> below;
+  constexpr std::integral_constant<int, 1> beside;
+  constexpr std::integral_constant<int, 2> above;
+  if (const T* const row = p.source(i0 - 1)) take(row, above, above);
+  advance();
+  const T *row = p.x + i0 * stride, *next = p.next + i0 * stride;
+  take(row, beside, above);
+  advance();
+  for (int64_t i = i0 + 1; i < i1; ++i) {
+    row += stride, next += stride;
+    if (first && last)  // of a narrow plane, a row at a time; see depthwise_3x3()
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) __builtin_prefetch(next + j[v]);
+    take(row, below, above);
+    finish_row();
+    advance();
+  }
+  if (const T* const row = p.source(i1)) take(row, below, below);
+  finish_row();
 }
 
 // One vector, anywhere in a row: what rows of an odd number of vectors end with.
-template <int R, class T>
-STYLEKERN_NOINLINE void depthwise_vector(const DepthwisePlane<T>& p, const T* const (&rows)[R + 2],
-                                         const Vec<Acc<T>> (&weights)[9], int64_t j, T* y) {
-  depthwise_vectors<R, 1>(p, rows, weights, {j}, j == 0, j + kLanes<Acc<T>> == p.w, y);
+template <class T>
+STYLEKERN_NOINLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<T>> (&weights)[9], int64_t i0,
+                                        int64_t i1, int64_t j) {
+  depthwise_strip<1>(p, weights, i0, i1, {j}, j == 0, j + kLanes<Acc<T>> == p.w);
 }
 
 // Rows [row0, row1) of a plane that is wider than a vector. A last vector that is not whole reaches back over columns
 // that are done already.
+//
+// Strips of wide planes end after so many rows, whose lines are in the first-level cache for the next strip. Results
+// that bypass it are in memory's order all the more, the fewer rows there are.
 template <class T>
-void depthwise_3x3(const DepthwisePlane<T> p, int64_t row0, int64_t row1) {
+void depthwise_3x3(const DepthwisePlane<T>& p, int64_t row0, int64_t row1) {
   using A = Acc<T>;
   constexpr int64_t lanes = kLanes<A>;
   const int64_t end = p.w - lanes;  // where the last vector begins
   Vec<A> weights[9];
   for (int k = 0; k < 9; ++k) weights[k] = broadcast(p.kernel[k] * p.rstd);
-  for_row_blocks<4>(row1 - row0, [&](int64_t i, auto size) STYLEKERN_ALWAYS_INLINE {
-    constexpr int R = size;
-    const T* rows[R + 2];
-    for (int q = 0; q < R + 2; ++q) rows[q] = p.source(row0 + i + q - 1);
-    T* const y = p.y + (row0 + i) * p.w;
-    p.fetch_next(row0 + i, row0 + i + R);
-    int64_t j = 0;
-    if (R > 1 && end <= lanes) return depthwise_vectors<R, 2>(p, rows, weights, {0, end}, true, true, y);
-    if (R > 1) {
-      depthwise_vectors<R, 2>(p, rows, weights, {0, lanes}, true, false, y);
-      for (j = 2 * lanes; j + lanes < end; j += 2 * lanes)
-        depthwise_vectors<R, 2>(p, rows, weights, {j, j + lanes}, false, false, y);
-      if (j < end) return depthwise_vectors<R, 2>(p, rows, weights, {j, end}, false, true, y);
-    }
-    for (; j < end; j += lanes) depthwise_vector<R>(p, rows, weights, j, y);
-    depthwise_vector<R>(p, rows, weights, end, y);
-  });
+  if (end <= lanes) return depthwise_strip<2>(p, weights, row0, row1, {0, end}, true, true);
+  const int64_t block = p.streamed ? 4 : 16;
+  for (int64_t i0 = row0; i0 < row1; i0 += block) {
+    const int64_t i1 = std::min(i0 + block, row1);
+    p.fetch_next(i0, i1);
+    depthwise_strip<2>(p, weights, i0, i1, {0, lanes}, true, false);
+    int64_t j = 2 * lanes;
+    for (; j + lanes < end; j += 2 * lanes) depthwise_strip<2>(p, weights, i0, i1, {j, j + lanes}, false, false);
+    if (j < end)
+      depthwise_strip<2>(p, weights, i0, i1, {j, end}, false, true);
+    else
+      depthwise_strip(p, weights, i0, i1, end);
+  }
 }
 
 }  // namespace stylekern::STYLEKERN_TARGET

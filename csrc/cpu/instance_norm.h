@@ -38,7 +38,7 @@ class PlaneMoments {
     Vec<A> sum{};
     const int64_t first = plane ? std::min<int64_t>(at.w, 64) : 0;
     for_vectors<A>(first, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { sum += load(plane + j, count); });
-    restart(lane_total(sum) / A(std::max<int64_t>(first, 1)));
+    restart(lane_total<A>(sum) / A(std::max<int64_t>(first, 1)));
   }
 
   STYLEKERN_INLINE Piece begin_piece() const {
@@ -71,12 +71,6 @@ class PlaneMoments {
   PiecesOf at;
 
  private:
-  static A lane_total(Vec<A> v) {
-    A total = 0;
-    for (int l = 0; l < kLanes<A>; ++l) total += v[l];
-    return total;
-  }
-
   STYLEKERN_NOINLINE void pay() {
     constexpr int64_t lanes = kLanes<A>;
     while (const int64_t length = at.next(2 * lanes)) {
@@ -94,7 +88,7 @@ class PlaneMoments {
   void finish() {
     at.owed = at.h * at.w;
     pay();
-    collect();
+    if (at.pending) collect();
   }
   STYLEKERN_NOINLINE void collect() {
     total_.add(sums_[0] + sums_[1]), total_squares_.add(squares_[0] + squares_[1]);

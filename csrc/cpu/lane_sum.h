@@ -1,6 +1,18 @@
 // Sums in double of vectors of float or double. Included by foreach_target.h.
 namespace stylekern::STYLEKERN_TARGET {
 
+// The sum of a vector's lanes.
+template <class A>
+STYLEKERN_INLINE A lane_total(Vec<A> v) {
+  A lanes[kLanes<A>];
+  store(lanes, v);
+#pragma GCC unroll 4
+  for (int half = kLanes<A> / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+
 // A sum in double over the lanes of vectors of float or double.
 class LaneSum {
  public:
@@ -19,15 +31,7 @@ class LaneSum {
   }
   STYLEKERN_ALWAYS_INLINE void add_product(Vec<double> a, Vec<double> b) { low_ = fma(a, b, low_); }
 
-  double total() const {
-    double lanes[kLanes<double>];
-    store(lanes, low_ + high_);
-#pragma GCC unroll 4
-    for (int half = kLanes<double> / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-      for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-    return lanes[0];
-  }
+  double total() const { return lane_total<double>(low_ + high_); }
 
  private:
   STYLEKERN_ALWAYS_INLINE static void widen(Vec<float> v, Vec<double> (&wide)[2]) {

@@ -152,22 +152,22 @@ STYLEKERN_INLINE V shift_down(V here, V next) {
   return window<1>(here, next, std::make_integer_sequence<int, sizeof(V) / sizeof(here[0])>());
 }
 
-// The same at an end of a row: element `entering` of (here, zeros) enters.
-template <int entering, class V, int... l>
-STYLEKERN_INLINE V shift_up_at_end(V here, std::integer_sequence<int, l...>) {
-#if defined(__clang__) || __GNUC__ >= 12
-  return __builtin_shufflevector(here, V{}, (l == 0 ? entering : l - 1)...);
+// Lane index[l] of x in lane l.
+template <class A>
+STYLEKERN_INLINE Vec<A> permute(Vec<A> x, Lanes<A> index) {
+#if STYLEKERN_VECTOR_BYTES == 64
+  if constexpr (sizeof(A) == 4)
+    return (Vec<A>)_mm512_permutexvar_ps((__m512i)index, (__m512)x);
+  else
+    return (Vec<A>)_mm512_permutexvar_pd((__m512i)index, (__m512d)x);
+#elif STYLEKERN_VECTOR_BYTES == 32
+  if constexpr (sizeof(A) == 8) index = index * (int64_t{2} << 32 | 2) + (int64_t{1} << 32);  // two halves a lane
+  return (Vec<A>)_mm256_permutevar8x32_ps((__m256)x, (__m256i)index);
 #else
-  return __builtin_shuffle(here, V{}, decltype(here < here){(l == 0 ? entering : l - 1)...});
-#endif
-}
-template <int entering, class V, int... l>
-STYLEKERN_INLINE V shift_down_at_end(V here, std::integer_sequence<int, l...>) {
-  constexpr int end = sizeof...(l) - 1;
-#if defined(__clang__) || __GNUC__ >= 12
-  return __builtin_shufflevector(here, V{}, (l == end ? entering : l + 1)...);
-#else
-  return __builtin_shuffle(here, V{}, decltype(here < here){(l == end ? entering : l + 1)...});
+  A lanes[kLanes<A>];
+  store(lanes, x);
+  for (int l = 0; l < kLanes<A>; ++l) x[l] = lanes[index[l]];
+  return x;
 #endif
 }
 
