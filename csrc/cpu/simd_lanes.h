@@ -272,6 +272,17 @@ STYLEKERN_INLINE void store(T* p, Vec<Acc<T>> v, int64_t count) {
   store_first(p, v, count);
 }
 
+// Fetches the lines that lie 8 KiB beyond those of `count` values. Processors follow a stream by themselves, but not
+// two rows that take turns: where one goes on, the other has been. On a Zen 5, whatever is beyond its second-level
+// cache takes half the time then; on a Zen 3, as long.
+template <int count, class T>
+STYLEKERN_INLINE void fetch_ahead(const T* p) {
+  constexpr uintptr_t kAhead = 8 << 10, kLine = 64;
+#pragma GCC unroll 4
+  for (uintptr_t at = 0; at < count * sizeof(T); at += kLine)
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + kAhead + at));
+}
+
 // A store past the caches, to where worth_streaming() said. Half a cache line waits beside the caches for the other
 // half, and there is room for a few at a time (see streams_whole_lines()). Quarters, what is left of a row, and vectors
 // that are not aligned, as where bands of odd rows begin and vectors overlap, go the usual way.

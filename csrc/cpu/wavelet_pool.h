@@ -75,6 +75,7 @@ struct WaveletKernels {
       T* const out[4] = {bands[0] + r * p.band_w, bands[1] + r * p.band_w, bands[2] + r * p.band_w,
                          bands[3] + r * p.band_w};
       map_vectors<A>(out[0], p.w / 2, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        fetch_ahead<2 * kRow>(top + 2 * j), fetch_ahead<2 * kRow>(bottom + 2 * j);
         const auto [a, b] = pairs(top, j, count);
         const auto [c, d] = pairs(bottom, j, count);
         const BandValues<Vec<A>> y = pooled<Vec<A>>({a, b, c, d});
@@ -98,6 +99,8 @@ struct WaveletKernels {
                      int64_t last) {
     const int64_t block_rows = (p.h + 1) / 2;  // with kDrop, an odd last one has no bands
     const bool repeat = p.odd == OddRule::kRepeat;
+    // What is written is fetched too, before it is overwritten. Rows of a few lines are followed.
+    const bool fetched = !streamed && p.w * int64_t(sizeof(T)) > 256;
     int64_t plane = first / block_rows, i = first % block_rows;
     const T* from[4];
     const auto begin_plane = [&] {
@@ -115,6 +118,7 @@ struct WaveletKernels {
       for (int k = 0; k < 4; ++k) in[k] = from[k] + i * p.bands[k].row;
       const bool whole = 2 * i + 1 < p.h;
       map_vectors<A>(in[0], p.w / 2, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        if (fetched) fetch_ahead<2 * kRow>(top + 2 * j), fetch_ahead<2 * kRow>(top + p.w + 2 * j);
         Block<Vec<A>> x = unpooled<Vec<A>>(
             {load(in[0] + j, count), load(in[1] + j, count), load(in[2] + j, count), load(in[3] + j, count)});
         if (!whole && repeat) x.a += x.c, x.b += x.d;
