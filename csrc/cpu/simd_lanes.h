@@ -272,15 +272,14 @@ STYLEKERN_INLINE void store(T* p, Vec<Acc<T>> v, int64_t count) {
   store_first(p, v, count);
 }
 
-// Fetches the lines that lie 8 KiB beyond those of `count` values. Processors follow a stream by themselves, but not
-// two rows that take turns: where one goes on, the other has been. On a Zen 5, whatever is beyond its second-level
-// cache takes half the time then; on a Zen 3, as long.
-template <int count, class T>
+// Fetches the lines that lie `ahead` bytes beyond those of `count` values. Processors follow streams by themselves, but
+// start anew with each plane, and lose two rows that take turns: where one goes on, the other has been.
+template <int count, int ahead, class T>
 STYLEKERN_INLINE void fetch_ahead(const T* p) {
-  constexpr uintptr_t kAhead = 8 << 10, kLine = 64;
+  constexpr uintptr_t kLine = 64;
 #pragma GCC unroll 4
-  for (uintptr_t at = 0; at < count * sizeof(T); at += kLine)
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + kAhead + at));
+  for (uintptr_t at = ahead; at < ahead + count * sizeof(T); at += kLine)
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + at));
 }
 
 // A store past the caches, to where worth_streaming() said. Half a cache line waits beside the caches for the other
