@@ -51,16 +51,16 @@ class ShiftAtEnd {
   Lanes<A> index_, kept_;
 };
 
-// Rows [i0, i1) of V vectors of columns, from column j[v] on. `first` and `last`: the row begins with the first, ends
-// with the last of them; constants, but for single vectors.
+// Rows [i0, i1) of two vectors of columns, from columns j[0] and j[1] on. `first` and `last`: the row begins with the
+// first, ends with the last of them.
 //
 // Down the rows of x, each of which is loaded once for the three rows of sums that it takes part in. An addition to a
 // sum waits for the one before it, but not for another's: with two vectors there are enough of them to wait for
 // nothing. The rows above and below, which may be zeros, are no matter of the loop: a test in it would cost a
 // multiply-add.
-template <int V, class T>
+template <bool first, bool last, class T>
 STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<T>> (&weights)[9], int64_t i0,
-                                      int64_t i1, const int64_t (&j)[V], bool first, bool last) {
+                                      int64_t i1, const int64_t (&j)[2]) {
   using A = Acc<T>;
   const std::integral_constant<int, kLanes<A>> whole;
   const int64_t w = p.w, stride = p.row;  // copies: a store might be to p, for all that the compiler knows
@@ -68,20 +68,20 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
   const Centre<A> centre(p.mean);
   const ShiftAtEnd<A> left(p.padding, -1), right(p.padding, 1);
   const Vec<A> bias = broadcast(p.bias);
-  Vec<A> sum[3][V];  // of the rows that x's row is below, beside and above of
+  Vec<A> sum[3][2];  // of the rows that x's row is below, beside and above of
 #pragma GCC unroll 2
-  for (int v = 0; v < V; ++v) sum[0][v] = sum[1][v] = sum[2][v] = bias;
+  for (int v = 0; v < 2; ++v) sum[0][v] = sum[1][v] = sum[2][v] = bias;
   // Adds a row of x to the sums from `from` to `to`.
   const auto take = [&](const T* row, auto from, auto to) STYLEKERN_ALWAYS_INLINE {
 #pragma GCC unroll 3
     for (int b = 0; b < 3; ++b) {
-      Vec<A> x[V];  // of one tap: those of all three would leave no registers to the weights
+      Vec<A> x[2];  // of one tap: those of all three would leave no registers to the weights
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) {
+      for (int v = 0; v < 2; ++v) {
         const T* const here = row + j[v];
         if (first && v == 0 && b == 0)
           x[v] = left(centre(load(here)));
-        else if (last && v == V - 1 && b == 2)
+        else if (last && v == 1 && b == 2)
           x[v] = right(centre(load(here)));
         else
           x[v] = centre(load(here + b - 1));
@@ -90,18 +90,18 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
       for (int k = 0; k < 3; ++k) {
         if (k < from || k > to) continue;
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sum[k][v] = fma(weights[3 * (2 - k) + b], x[v], sum[k][v]);
+        for (int v = 0; v < 2; ++v) sum[k][v] = fma(weights[3 * (2 - k) + b], x[v], sum[k][v]);
       }
     }
   };
   const auto advance = [&]() STYLEKERN_ALWAYS_INLINE {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sum[0][v] = sum[1][v], sum[1][v] = sum[2][v], sum[2][v] = bias;
+    for (int v = 0; v < 2; ++v) sum[0][v] = sum[1][v], sum[1][v] = sum[2][v], sum[2][v] = bias;
   };
   T* y = p.y + i0 * w;
   const auto finish_row = [&]() STYLEKERN_ALWAYS_INLINE {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) store_or_stream(y + j[v], sum[0][v], whole, streamed);
+    for (int v = 0; v < 2; ++v) store_or_stream(y + j[v], sum[0][v], whole, streamed);
     y += w;
   };
   constexpr std::integral_constant<int, 0> below;
@@ -116,7 +116,7 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
     row += stride, next += stride;
     if (first && last)  // of a narrow plane, a row at a time; see depthwise_3x3()
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) __builtin_prefetch(next + j[v]);
+      for (int v = 0; v < 2; ++v) __builtin_prefetch(next + j[v]);
     take(row, below, above);
     finish_row();
     advance();
@@ -125,15 +125,8 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
   finish_row();
 }
 
-// One vector, anywhere in a row: what rows of an odd number of vectors end with.
-template <class T>
-STYLEKERN_NOINLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<T>> (&weights)[9], int64_t i0,
-                                        int64_t i1, int64_t j) {
-  depthwise_strip<1>(p, weights, i0, i1, {j}, j == 0, j + kLanes<Acc<T>> == p.w);
-}
-
-// Rows [row0, row1) of a plane that is wider than a vector. A last vector that is not whole reaches back over columns
-// that are done already.
+// Rows [row0, row1) of a plane that is wider than a vector. The last strip reaches back over columns that are done
+// already: its second vector would take as long by itself.
 //
 // Strips of wide planes end after so many rows, whose lines are in the first-level cache for the next strip. Results
 // that bypass it are in memory's order all the more, the fewer rows there are.
@@ -144,18 +137,15 @@ void depthwise_3x3(const DepthwisePlane<T>& p, int64_t row0, int64_t row1) {
   const int64_t end = p.w - lanes;  // where the last vector begins
   Vec<A> weights[9];
   for (int k = 0; k < 9; ++k) weights[k] = broadcast(p.kernel[k] * p.rstd);
-  if (end <= lanes) return depthwise_strip<2>(p, weights, row0, row1, {0, end}, true, true);
+  if (end <= lanes) return depthwise_strip<true, true>(p, weights, row0, row1, {0, end});
   const int64_t block = p.streamed ? 4 : 16;
   for (int64_t i0 = row0; i0 < row1; i0 += block) {
     const int64_t i1 = std::min(i0 + block, row1);
     p.fetch_next(i0, i1);
-    depthwise_strip<2>(p, weights, i0, i1, {0, lanes}, true, false);
+    depthwise_strip<true, false>(p, weights, i0, i1, {0, lanes});
     int64_t j = 2 * lanes;
-    for (; j + lanes < end; j += 2 * lanes) depthwise_strip<2>(p, weights, i0, i1, {j, j + lanes}, false, false);
-    if (j < end)
-      depthwise_strip<2>(p, weights, i0, i1, {j, end}, false, true);
-    else
-      depthwise_strip(p, weights, i0, i1, end);
+    for (; j + lanes < end; j += 2 * lanes) depthwise_strip<false, false>(p, weights, i0, i1, {j, j + lanes});
+    depthwise_strip<false, true>(p, weights, i0, i1, {j < end ? j : end - lanes, end});
   }
 }
 
