@@ -24,7 +24,7 @@ void with_kernels(const F& f) {
 
 template <class T>
 void forward(const AdaConvArgs<T>& args) {
-  constexpr int64_t kPair = 1 << 14;  // bytes of a group of which two wait in a first-level cache
+  constexpr int64_t kPair = 1 << 12;  // bytes of a group; of two larger ones, the second's sums would wait for memory
   const AdaConv& p = args.problem;
   const int64_t bands = band_count(p.n * p.groups, p.h, p.kh);
   const bool pairs = p.group_in() * p.h * p.w * int64_t(sizeof(T)) <= kPair;
@@ -37,8 +37,8 @@ void forward(const AdaConvArgs<T>& args) {
         const auto conv = kernels.forward(args);
         for (int64_t group = begin; group < end; ++group) group_statistics(conv, group);
       });
-    // A group is convolved right after its statistics, while it is in cache. Of small ones two after those of two: each
-    // ends in a chain of divisions and a root, which takes as long as half of its sums.
+    // A group is convolved right after its statistics, while it is in cache. Of the smallest two after those of two:
+    // each ends in a chain of divisions and a root, which takes as long as half of its sums.
     for_bands(
         p, bands, cost(p) / bands, [&] { return std::pair{kernels.forward(args), false}; },
         [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
