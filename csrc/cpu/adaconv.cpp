@@ -33,12 +33,12 @@ void forward(const AdaConvArgs<T>& args) {
       for (int64_t m = 0; m < p.group_in(); ++m) conv.statistics(group * p.group_in() + m);
     };
     if (args.mean && bands > 1)
-      parallel_for(p.n * p.groups, p.group_in() * p.h * p.w, [&](int64_t begin, int64_t end) {
+      parallel_for(p.n * p.c, p.h * p.w, [&](int64_t begin, int64_t end) {
         const auto conv = kernels.forward(args);
-        for (int64_t group = begin; group < end; ++group) group_statistics(conv, group);
+        for (int64_t nc = begin; nc < end; ++nc) conv.statistics(nc);
       });
-    // A group is convolved right after its statistics, while it is in cache. Of the smallest two after those of two:
-    // each ends in a chain of divisions and a root, which takes as long as half of its sums.
+    // A group is convolved right after its statistics, while it is in cache. The smallest groups' are taken two at a
+    // time: each ends in a chain of divisions and a root, as long as half of its sums, and two such chains overlap.
     for_bands(
         p, bands, cost(p) / bands, [&] { return std::pair{kernels.forward(args), false}; },
         [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {

@@ -54,7 +54,7 @@ class ShiftAtEnd {
 // Rows [i0, i1) of two vectors of columns, from columns j[0] and j[1] on. `first` and `last`: the row begins with the
 // first, ends with the last of them.
 //
-// Down the rows of x, each of which is loaded once for the three rows of sums that it takes part in. An addition to a
+// Down the rows of x, so that what is loaded serves the three rows of sums that it takes part in. An addition to a
 // sum waits for the one before it, but not for another's: with two vectors there are enough of them to wait for
 // nothing. The rows above and below, which may be zeros, are no matter of the loop: a test in it would cost a
 // multiply-add.
@@ -113,10 +113,10 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
   take(row, beside, above);
   advance();
   for (int64_t i = i0 + 1; i < i1; ++i) {
-    row += stride, next += stride;
-    if (first && last)  // of a narrow plane, a row at a time; see depthwise_3x3()
+    if (first && last)  // the strip is the plane: the next one is fetched a row at a time
 #pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) __builtin_prefetch(next + j[v]);
+    row += stride, next += stride;
     take(row, below, above);
     finish_row();
     advance();
@@ -126,10 +126,10 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
 }
 
 // Rows [row0, row1) of a plane that is wider than a vector. The last strip reaches back over columns that are done
-// already: its second vector would take as long by itself.
+// already: one vector alone would take as long as two.
 //
-// Strips of wide planes end after so many rows, whose lines are in the first-level cache for the next strip. Results
-// that bypass it are in memory's order all the more, the fewer rows there are.
+// Strips of wide planes end after 16 rows, whose lines are then in the first-level cache for the next strip; after four
+// where results bypass the caches, which should get to memory nearly in its order.
 template <class T>
 void depthwise_3x3(const DepthwisePlane<T>& p, int64_t row0, int64_t row1) {
   using A = Acc<T>;

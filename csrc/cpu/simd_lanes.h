@@ -273,7 +273,7 @@ STYLEKERN_INLINE void store(T* p, Vec<Acc<T>> v, int64_t count) {
 }
 
 // Fetches the lines that lie `ahead` bytes beyond those of `count` values. Processors follow streams by themselves, but
-// start anew with each plane, and lose two rows that take turns: where one goes on, the other has been.
+// lose two rows that take turns: each jumps over the other's lines, which were there before.
 template <int count, int ahead, class T>
 STYLEKERN_INLINE void fetch_ahead(const T* p) {
   constexpr uintptr_t kLine = 64;
@@ -284,7 +284,7 @@ STYLEKERN_INLINE void fetch_ahead(const T* p) {
 
 // A store past the caches, to where worth_streaming() said. Half a cache line waits beside the caches for the other
 // half, and there is room for a few at a time (see streams_whole_lines()). Quarters, what is left of a row, and vectors
-// that are not aligned, as where bands of odd rows begin and vectors overlap, go the usual way.
+// that are not aligned, as where bands of odd rows begin, go the usual way.
 template <class T, class N>
 STYLEKERN_INLINE void stream(T* p, Vec<Acc<T>> v, N count) {
 #if STYLEKERN_VECTOR_BYTES >= 32

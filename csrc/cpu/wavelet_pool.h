@@ -31,7 +31,7 @@ struct WaveletKernels {
   static constexpr int64_t kRow = kLanes<A>;
 
   // Of one of the two rows that take turns in the picture. A few rows ahead: on a Zen 5, whatever is not in its
-  // second-level cache takes half the time then; on a Zen 3, as long.
+  // second-level cache takes half the time then; a Zen 3 neither gains nor loses.
   STYLEKERN_ALWAYS_INLINE static void fetch(const T* row, int64_t j) { fetch_ahead<2 * kRow, 8 << 10>(row + 2 * j); }
 
   // The pairs of a row from column 2 j on: (even columns, odd columns).
@@ -111,7 +111,7 @@ struct WaveletKernels {
                      int64_t last) {
     const int64_t block_rows = (p.h + 1) / 2;  // with kDrop, an odd last one has no bands
     const bool repeat = p.odd == OddRule::kRepeat;
-    // What is written is fetched too, before it is overwritten. Rows of a few lines are followed.
+    // What is written is fetched too, before it is overwritten; but short rows, which processors follow by themselves.
     const bool fetched = !streamed && p.w * int64_t(sizeof(T)) > 256;
     int64_t plane = first / block_rows, i = first % block_rows;
     const T* from[4];
@@ -130,7 +130,8 @@ struct WaveletKernels {
       for (int k = 0; k < 4; ++k) in[k] = from[k] + i * p.bands[k].row;
       const bool whole = 2 * i + 1 < p.h;
       map_vectors<A>(in[0], p.w / 2, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        if (fetched) fetch(top, j), fetch(top + p.w, j);
+        if (fetched) fetch(top, j);
+        if (fetched && whole) fetch(top + p.w, j);
         Block<Vec<A>> x = unpooled<Vec<A>>(
             {load(in[0] + j, count), load(in[1] + j, count), load(in[2] + j, count), load(in[3] + j, count)});
         if (!whole && repeat) x.a += x.c, x.b += x.d;
