@@ -9,6 +9,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from stylekern.ops._checks import check_pixels
+
 
 class Encoder(nn.Module, ABC):
     """A network whose features describe a picture.
@@ -64,10 +66,8 @@ class Encoder(nn.Module, ABC):
             ValueError: Images that are not [N, 3, H, W].
         """
         name = type(self).__name__
-        if not isinstance(images, Tensor) or not images.is_floating_point():
-            given = images.dtype if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(f"{name}: images must be a floating-point tensor with values in [0, 1], got {given}")
-        if images.dim() != 4 or images.shape[1] != 3:
+        check_pixels(name, "images", images)
+        if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ValueError(f"{name}: images must be RGB, [N, 3, H, W], got {list(images.shape)}")
         own = next(x.dtype for x in chain(self.parameters(), self.buffers()))
         if images.dtype != own and not torch.is_autocast_enabled(images.device.type):

@@ -49,7 +49,7 @@ class RandomMultiScale(Encoder):
         weight -= weight.mean((2, 3), keepdim=True)
         weight /= weight.square().sum((1, 2, 3), keepdim=True).sqrt()
         self.register_buffer("weight", weight.float())
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float32) / 8
         self.register_buffer("smoothing", torch.outer(taps, taps), persistent=False)
         self.fix()
 

@@ -49,11 +49,13 @@ class ResNet(Encoder):
         seed: Of the random weights (He et al. 2015) that the network starts with.
 
     Raises:
-        ValueError: An unknown tap.
+        ValueError: An unknown tap; a width below 1.
     """
 
     def __init__(self, *, width: int = 64, deepest: str = "layer4.2", seed: int = 0) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"ResNet: width must be positive, got {width}")
         every = {"conv1": width, "relu": width, "maxpool": width}
         for stage, count in enumerate(BLOCKS):
             every |= {f"layer{stage + 1}.{i}": EXPANSION * width << stage for i in range(count)}

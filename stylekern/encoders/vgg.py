@@ -54,8 +54,8 @@ class VGG(Encoder):
                 raise ValueError(f"VGG: {name} must be one of {', '.join(map(str, known))}, got {given!r}")
         if pooling not in ("max", "average"):
             raise ValueError(f"VGG: pooling must be max or average, got {pooling!r}")
-        if len(channels) != len(CHANNELS):
-            raise ValueError(f"VGG: channels must be five numbers, one for each block, got {list(channels)}")
+        if len(channels) != len(CHANNELS) or min(channels) < 1:
+            raise ValueError(f"VGG: channels must be five positive numbers, one for each block, got {list(channels)}")
         self.depth, self.layout, self.pooling, self.deepest = depth, layout, pooling, deepest
         self.widths = tuple(channels)
         self._layout = LAYOUTS[layout]

@@ -86,18 +86,22 @@ def _sha256(path: Path) -> str:
 
 
 def _read(path: Path, digest: str) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-        try:
-            return load_file(path)
-        except SafetensorError as error:
+    try:  # whatever its name
+        return load_file(path)
+    except SafetensorError as error:
+        if path.suffix == ".safetensors":
             raise ValueError(f"{path} (SHA-256 {digest[:16]}) is no safetensors file: {error}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch.load makes of bytes that are none of its own
-        raise ValueError(f"{path} (SHA-256 {digest[:16]}) is no file of tensors for torch.load: {error}") from error
+        # Not its message, which advises to load what may execute code.
+        raise ValueError(
+            f"{path} (SHA-256 {digest[:16]}) is neither a safetensors file nor tensors that torch.load(path, "
+            "weights_only=True) takes"
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if (

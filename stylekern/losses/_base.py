@@ -38,6 +38,8 @@ class FeatureLoss(nn.Module):
     Subclasses implement `_keep`, and `_distance` with one value for each sample.
     """
 
+    #: The dimensions of each tensor that `_keep` returns; None: not checked.
+    _kept: ClassVar[tuple[int, ...] | None] = None
     #: Why there is no guide, and what to do; None where a guide has a meaning.
     _no_guide: ClassVar[str | None] = None
 
@@ -69,6 +71,11 @@ class FeatureLoss(nn.Module):
             raise TypeError(
                 f"{self._name}: target must be what target() returned, a tuple of tensors, got "
                 f"{type(target).__name__}; between() takes the features of both pictures"
+            )
+        dims = tuple(kept.dim() for kept in target)
+        if not dims or (self._kept is not None and dims != self._kept):
+            raise TypeError(
+                f"{self._name}: target must be what target() of this loss returned, got tensors of {dims} dimensions"
             )
         target = tuple(at_least_float32(kept) for kept in target)
         if target[0].shape[0] not in (1, features.shape[0]):

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from stylekern.losses._base import check_tensor
-from stylekern.ops._checks import shape
+from stylekern.ops._checks import check_pixels, shape
 
 
 class Encoder(Protocol):
@@ -23,7 +22,7 @@ class Encoder(Protocol):
 
 def check_images(owner: str, name: str, images: Any) -> None:
     """Raises TypeError or ValueError unless images are [N, 3, H, W], of floating point, not empty."""
-    check_tensor(owner, name, images)
+    check_pixels(owner, name, images)
     if images.dim() != 4 or images.shape[1] != 3 or images.numel() == 0:
         raise ValueError(f"{owner}: {name} must be RGB [N, 3, H, W] in [0, 1], got {shape(images)}")
 

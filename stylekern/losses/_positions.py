@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from stylekern.ops._checks import is_integer
+
 
 def check_max_positions(owner: str, max_positions: int | None) -> None:
-    """Raises ValueError unless at least one position, or all, may be taken."""
+    """Raises TypeError or ValueError unless at least one position, or all, may be taken."""
+    if max_positions is not None and not is_integer(max_positions):
+        raise TypeError(f"{owner}: max_positions must be an integer or None, got {max_positions!r}")
     if max_positions is not None and max_positions < 1:
         raise ValueError(f"{owner}: max_positions must be at least 1, or None for all, got {max_positions}")
 

@@ -30,12 +30,17 @@ class ContentLoss(FeatureLoss):
 
     The Euclidean norm's gradient at equal features is 0, where the formula has none: an optimisation may start there.
 
+    "relative" has nothing to be relative to where the target has no features, as a flat picture's for filters of mean
+    0: the loss is then 0 for features that are all zero too, and huge for others.
+
     Positions are compared in pairs, so that there is one guide, `forward`'s: it weighs the squares, and M is the sum of
     its weights. `target` refuses one.
 
     Raises:
         ValueError: An unknown kind. In `forward`, feature maps of two sizes. In `target`, a guide.
     """
+
+    _kept = (4,)
 
     def __init__(self, kind: str = "mse") -> None:
         super().__init__()

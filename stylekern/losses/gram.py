@@ -58,7 +58,8 @@ class GramLoss(FeatureLoss):
     Eq. 14 prints 1 / (4 C^2 M^2) with one M, so it has pictures of one size in mind. Here each matrix is divided by the
     positions of its own picture: for one size it is the printed value, and for others a style remains what it is when
     its picture is tiled. "none" is as printed: sums that grow with the picture, for pictures of one size. "relative" is
-    1 for a picture without features, whatever the encoder's scale: layers, encoders and weights can be exchanged.
+    1 for a picture without features, whatever the encoder's scale: layers, encoders and weights can be exchanged. Of a
+    target without features, as a black picture's may be, nothing is a multiple: it is then 0 or huge.
 
     Args:
         normalize: "chw", "gatys", "relative" or "none".
@@ -68,6 +69,8 @@ class GramLoss(FeatureLoss):
     Raises:
         ValueError: An unknown normalisation.
     """
+
+    _kept = (3,)
 
     def __init__(self, normalize: str = "chw") -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -40,13 +41,13 @@ class HybridLoss(nn.Module):
         max_positions: Of the self-similarity.
 
     Raises:
-        ValueError: An alpha that is not positive; an unknown reduction; max_positions below 1.
+        ValueError: An alpha that is not positive and finite; an unknown reduction; max_positions below 1.
     """
 
     def __init__(self, alpha: float = 1.0, *, reduction: str = "columns", max_positions: int | None = 1024) -> None:
         super().__init__()
-        if not alpha > 0:
-            raise ValueError(f"HybridLoss: alpha must be positive, got {alpha}")
+        if not 0 < alpha < math.inf:
+            raise ValueError(f"HybridLoss: alpha must be positive and finite, got {alpha}")
         self.alpha = alpha
         self.moments = MomentMatchingLoss()
         self.remd = REMDLoss()

@@ -35,6 +35,8 @@ class REMDLoss(FeatureLoss):
 
     _no_guide = "a nearest position is in a region or not; crop the features, or use MomentMatchingLoss or GramLoss"
 
+    _kept = (4,)
+
     def __init__(self, metric: str = "cosine", *, max_positions: int | None = None) -> None:
         super().__init__()
         check_option("REMDLoss", "metric", metric, METRICS)

@@ -39,6 +39,8 @@ class SelfSimilarityLoss(FeatureLoss):
 
     _no_guide = "its positions are compared in pairs; crop the features, both in the same way"
 
+    _kept = (4,)
+
     def __init__(self, *, reduction: str = "mean", max_positions: int | None = 1024) -> None:
         super().__init__()
         check_option("SelfSimilarityLoss", "reduction", reduction, ("mean", "columns"))

@@ -34,6 +34,8 @@ class MeanStdLoss(FeatureLoss):
             which have no variance.
     """
 
+    _kept = (2, 2)
+
     def __init__(self, kind: str = "euclidean", *, eps: float = 1e-5) -> None:
         super().__init__()
         check_option("MeanStdLoss", "kind", kind, ("euclidean", "mse"))
@@ -78,6 +80,8 @@ class MomentMatchingLoss(FeatureLoss):
     It is also l_m of "Multi-scaled attentive style transfer based on dilated convolution", section 4. The covariance
     divides by the number of positions; the papers do not say. With a guide both are weighted means.
     """
+
+    _kept = (2, 3)
 
     def _keep(self, features: Tensor, guide: Tensor | None) -> tuple[Tensor, ...]:
         rows = features.flatten(2)  # [N, C, M]

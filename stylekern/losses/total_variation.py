@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from stylekern.losses._base import at_least_float32, check_features
@@ -26,12 +28,12 @@ def total_variation(images: Tensor, power: float = 2) -> Tensor:
         [], float32, or float64 for float64.
 
     Raises:
-        ValueError: Not [N, C, H, W], or empty; a power below 1.
+        ValueError: Not [N, C, H, W], or empty; a power below 1, or infinite.
         TypeError: Not a tensor, or not of floating point.
     """
     check_features("total_variation", images, "images")
-    if not power >= 1:
-        raise ValueError(f"total_variation: power must be at least 1, got {power}")
+    if not 1 <= power < math.inf:
+        raise ValueError(f"total_variation: power must be at least 1 and finite, got {power}")
     images = at_least_float32(images)
     return _mean(images.diff(dim=2), power) + _mean(images.diff(dim=3), power)
 

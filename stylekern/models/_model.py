@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from stylekern.encoders import VGG
 from stylekern.models._saved import Saved
+from stylekern.ops._checks import check_pixels
 
 M = TypeVar("M", bound="StyleTransfer")
 
@@ -95,9 +96,7 @@ def check_picture(owner: str, what: str, x: Tensor) -> None:
         TypeError: What is no floating-point tensor.
         ValueError: What is not [N, 3, H, W].
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        given = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{owner}: {what} must be a floating-point tensor with values in [0, 1], got {given}")
+    check_pixels(owner, what, x)
     if x.dim() != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
         raise ValueError(f"{owner}: {what} must be RGB, [N, 3, H, W], got {list(x.shape)}")
 

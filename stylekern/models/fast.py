@@ -57,10 +57,15 @@ class FastTransfer(nn.Module, Saved):
         """Content [N, 3, H, W] in [0, 1] to the same size in [0, 1].
 
         Raises:
-            TypeError: No floating-point tensor.
+            TypeError: No floating-point tensor or, without autocast, of another dtype than the weights.
             ValueError: Not [N, 3, H, W].
         """
         check_picture("FastTransfer", "content", content)
+        own = self.colours.weight.dtype
+        if content.dtype != own and not torch.is_autocast_enabled(content.device.type):
+            raise TypeError(
+                f"FastTransfer: content is {content.dtype}, the weights {own}: content.to({own}) makes them alike"
+            )
         if content.shape[0] == 0:  # which torch's instance normalisation does not take
             return content.clone()
         x = self.residual(self.down(continued(content, self.multiple)))
@@ -115,6 +120,8 @@ class FastObjective(nn.Module):
         variation_weight: float = 0.0,
     ) -> None:
         super().__init__()
+        if isinstance(style, Tensor) and style.dim() == 4 and style.shape[0] != 1:
+            raise ValueError(f"FastObjective: style must be one picture, [1, 3, H, W], got {list(style.shape)}")
         layers = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
         need_taps("FastObjective", encoder, layers)
         self.loss = PerceptualLoss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from stylekern.encoders import VGG, Encoder, RandomMultiScale, ResNet
 from stylekern.losses import ContentLoss, FeatureLoss, GramLoss, LossTerms, PerceptualLoss, Smoothed
+from stylekern.ops._checks import is_integer
 
 Watch = Callable[[int, LossTerms, Tensor], None]
 INITS = ("content", "noise")
@@ -28,7 +30,8 @@ class Gatys(nn.Module):
 
     Args:
         encoder: None: :class:`stylekern.encoders.RandomMultiScale`, which needs no weights.
-        content: Taps of the content loss and their weights. None: what suits the encoder, see :meth:`taps_for`.
+        content: Taps of the content loss and their weights. None: what suits the encoder, see :meth:`taps_for`. {} for
+            a texture: the content is then the size, and what is started from.
         style: The same of the style loss.
         content_loss, style_loss: None: `ContentLoss("relative")` and `GramLoss("relative")`, whose values do not depend
             on the encoder's scale or the picture's size. The presets have the papers' own.
@@ -65,6 +68,8 @@ class Gatys(nn.Module):
         for name, given, known in (("optimizer", optimizer, OPTIMIZERS), ("init", init, INITS)):
             if given not in known:
                 raise ValueError(f"Gatys: {name} must be one of {', '.join(known)}, got {given!r}")
+        if not is_integer(steps):
+            raise TypeError(f"Gatys: steps must be an integer, got {steps!r}")
         if steps < 1 or (lr is not None and not lr > 0):
             raise ValueError(f"Gatys: steps must be at least 1 and lr positive, got steps={steps}, lr={lr}")
         encoder = RandomMultiScale() if encoder is None else encoder
@@ -156,7 +161,8 @@ class Gatys(nn.Module):
     def forward(self, content: Tensor, style: Tensor, *, watch: Watch | None = None) -> Tensor:
         """Content [N, 3, H, W] and style [N or 1, 3, H', W'] to the picture [N, 3, H, W] of the lowest loss, in [0, 1].
 
-        A batch is one problem for L-BFGS, whose steps then depend on all its pictures; Adam's do not.
+        A batch is one problem: its loss, the mean over its pictures, is what the lowest is of, and L-BFGS's steps
+        depend on all of them. Adam's steps do not.
 
         Args:
             content, style: RGB in [0, 1], of any sizes that the encoder takes.
@@ -164,19 +170,43 @@ class Gatys(nn.Module):
                 detached and its own to keep. What it raises ends the optimisation.
 
         Raises:
-            TypeError, ValueError: What the encoder or :class:`stylekern.losses.PerceptualLoss` refuses.
+            TypeError, ValueError: What the encoder or :class:`stylekern.losses.PerceptualLoss` refuses; contents and
+                styles that are not as many; a loss that is not finite where it starts.
+
+        Warns:
+            RuntimeWarning: No evaluation was better than the first, so that what was started from is returned. It is so
+                where the loss has no gradient, as with relative losses of a picture without features, a flat one.
         """
+        pictures = (content, style)
+        if all(isinstance(x, Tensor) and x.dim() == 4 for x in pictures) and style.shape[0] not in (1, len(content)):
+            raise ValueError(
+                f"Gatys: style must be one picture or as many as content, {len(content)}, got {len(style)}"
+            )
         with torch.inference_mode(False):
-            self.loss.set_content(content)
-            self.loss.set_style(style)
+            if self.loss.content:
+                self.loss.set_content(content)
+            if self.loss.style:
+                self.loss.set_style(style)
             picture = self.start(content)
             best, lowest = picture.detach().clone(), torch.full((), torch.inf, device=content.device)
+            first = lowest
             for step, (terms, seen) in enumerate(self.run(picture)):
+                if step == 0:
+                    first = terms.total
+                    _check_finite(terms)
                 best, lowest = _better(terms.total, seen, lowest, best)
                 if watch is not None:
                     watch(step, terms, seen)
             with torch.no_grad():
-                best, _ = _better(self.loss(picture).total, picture.detach(), lowest, best)
+                best, lowest = _better(self.loss(picture).total, picture.detach(), lowest, best)
+        if not lowest < first:
+            warnings.warn(
+                f"Gatys: of {self.steps} evaluations none was better than the first, and what was started from is "
+                "returned. Relative losses have no gradient at pictures without features, such as flat ones: for a "
+                'texture, content={} and init="noise" leave the content out; other losses take any picture.',
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return best.clamp(0, 1)
 
     def start(self, content: Tensor) -> Tensor:
@@ -206,6 +236,16 @@ class Gatys(nn.Module):
             seen.clear()
             optimizer.step(evaluate)  # type: ignore[arg-type]  # a tensor does, as a number would
             yield seen[0]
+
+
+def _check_finite(terms: LossTerms) -> None:
+    """Raises ValueError for a start from which no step leads anywhere."""
+    if not torch.isfinite(terms.total):
+        values = ", ".join(f"{name} {float(value):.3g}" for name, value in terms._asdict().items())
+        raise ValueError(
+            f"Gatys: the loss must be finite where it starts, got {values}; pictures and weights must be finite, and a "
+            "relative loss needs a target with features, which a black or flat picture may not have"
+        )
 
 
 def _better(total: Tensor, picture: Tensor, lowest: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,5 +35,5 @@ def check_features(module: str, channels: int, content: Tensor, style: Tensor, s
             "expand one style for many contents"
         )
     for name, x in (("content", content), ("style", style)):
-        if several and x.shape[2] * x.shape[3] == 1:
+        if several and x.shape[2] * x.shape[3] < 2:
             raise ValueError(f"{module}: {name} must have more than one position, got {list(x.shape)}")

@@ -79,6 +79,16 @@ def check_option(operator: str, name: str, value: str, options: Sequence[str]) -
         raise ValueError(f"{operator}: {name} must be one of {', '.join(options)}, got {value!r}")
 
 
+def check_pixels(owner: str, name: str, images: Any) -> None:
+    """Raises TypeError unless images are a tensor of floating point."""
+    if isinstance(images, Tensor) and images.is_floating_point():
+        return
+    given, remedy = type(images).__name__, ""
+    if isinstance(images, Tensor):
+        given, remedy = str(images.dtype), f"; {name}.float() / 255 makes them of bytes"
+    raise TypeError(f"{owner}: {name} must be a floating-point tensor with values in [0, 1], got {given}{remedy}")
+
+
 def is_number(value: Any) -> bool:
     """Whether value is a number that torch takes as one; a tensor is none, which would lose its gradient."""
     return isinstance(value, (int, float, torch.SymInt, torch.SymFloat, Real))

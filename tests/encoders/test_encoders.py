@@ -110,6 +110,7 @@ def test_under_compile_export_and_autocast(encoder: Encoder) -> None:
         (torch.rand(1, 3, 64, 64), [], ValueError, "got none"),
         (torch.rand(3, 64, 64), None, ValueError, r"must be RGB, \[N, 3, H, W\], got \[3, 64, 64\]"),
         (torch.rand(1, 1, 64, 64), None, ValueError, r"got \[1, 1, 64, 64\]"),
+        (torch.rand(1, 3, 0, 64), None, ValueError, r"got \[1, 3, 0, 64\]"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), None, TypeError, r"values in \[0, 1\], got torch.uint8"),
         (None, None, TypeError, "got NoneType"),
     ],
@@ -151,7 +152,8 @@ def test_advance_goes_on_from_a_tap() -> None:
         ({"depth": 11}, "depth must be one of 16, 19, got 11"),
         ({"layout": "keras"}, "layout must be one of torchvision, caffe, normalised, got 'keras'"),
         ({"pooling": "min"}, "pooling must be max or average"),
-        ({"channels": (3, 4)}, "channels must be five numbers"),
+        ({"channels": (3, 4)}, "channels must be five positive numbers"),
+        ({"channels": (8, 8, 0, 8, 8)}, "channels must be five positive numbers"),
         ({"deepest": "relu6_1"}, "deepest must be one of conv1_1"),
     ],
 )
@@ -161,6 +163,8 @@ def test_vgg_that_is_none(arguments: dict[str, object], words: str) -> None:
 
 
 def test_resnet_and_random_that_are_none() -> None:
+    with pytest.raises(ValueError, match="ResNet: width must be positive, got 0"):
+        ResNet(width=0)
     with pytest.raises(ValueError, match="ResNet: deepest must be one of conv1"):
         ResNet(deepest="layer9.1")
     for arguments in ({"size": 4}, {"size": 1}, {"filters": 0}, {"levels": 0}):
@@ -174,3 +178,10 @@ def test_random_filters_see_no_plain_surface_and_keep_the_variance_of_noise() ->
     assert all(x.abs().max() < 1e-5 for x in plain.values())
     noise = torch.randn(1, 3, 128, 128)
     assert 0.45 < encoder(noise, ["scale1"])["scale1"].square().mean() < 0.55  # a ReLU keeps half
+
+
+def test_random_filters_are_of_float32_whatever_the_default(request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
+    torch.set_default_dtype(torch.float64)
+    encoder, picture = RandomMultiScale(filters=4, size=3, levels=2), torch.rand(1, 3, 16, 16, dtype=torch.float32)
+    assert encoder(picture, ["scale2"])["scale2"].dtype == torch.float32

@@ -200,6 +200,9 @@ def test_targets_that_do_not_fit_are_refused(loss: FeatureLoss) -> None:
         loss.between(x[:1], x)
     with pytest.raises(TypeError, match=r"what target\(\) returned, a tuple of tensors, got Tensor; between\(\) takes"):
         loss(x, x)
+    for other in ((), (torch.rand(3, 5), torch.rand(3, 5), torch.rand(3, 5))):
+        with pytest.raises(TypeError, match=r"what target\(\) of this loss returned, got tensors of \("):
+            loss(x, other)
     if not isinstance(loss, SelfSimilarityLoss):
         with pytest.raises(ValueError, match=r"must have the target's 4 channels, got \[3, 5, 4, 6\]; both must come"):
             loss.between(x, torch.rand(3, 4, 4, 6))

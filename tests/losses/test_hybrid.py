@@ -61,8 +61,8 @@ def test_one_style_serves_many_contents(features: tuple[Tensor, Tensor, Tensor])
 def test_bad_input_is_refused(features: tuple[Tensor, Tensor, Tensor]) -> None:
     x, style, content = features
     loss = HybridLoss()
-    for alpha in (0, -1, float("nan")):
-        with pytest.raises(ValueError, match=f"alpha must be positive, got {alpha}"):
+    for alpha in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"alpha must be positive and finite, got {alpha}"):
             HybridLoss(alpha)
     with pytest.raises(TypeError, match=r"style must be what style_target\(\) returned .* between\(\) takes features"):
         loss(x, style, content)

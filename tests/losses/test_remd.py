@@ -64,5 +64,7 @@ def test_a_narrow_map_keeps_a_row() -> None:
 def test_options_that_are_unknown_are_refused() -> None:
     with pytest.raises(ValueError, match="REMDLoss: metric must be one of cosine, euclidean, got 'l1'"):
         REMDLoss("l1")
+    with pytest.raises(TypeError, match=r"max_positions must be an integer or None, got 2\.5"):
+        REMDLoss(max_positions=2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_positions must be at least 1, or None for all, got 0"):
         REMDLoss(max_positions=0)

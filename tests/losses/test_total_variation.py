@@ -55,7 +55,9 @@ def test_equal_pixels_have_a_gradient_of_zero(power: float) -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"power must be at least 1, got 0\.5"):
+    with pytest.raises(ValueError, match="power must be at least 1 and finite, got inf"):
+        total_variation(torch.rand(1, 3, 4, 4), float("inf"))
+    with pytest.raises(ValueError, match=r"power must be at least 1 and finite, got 0\.5"):
         total_variation(torch.rand(1, 3, 4, 4), 0.5)
     with pytest.raises(ValueError, match=r"images must be \[N, C, h, w\], none of them 0, got \[3, 4, 4\]"):
         total_variation(torch.rand(3, 4, 4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -176,3 +178,39 @@ def test_encoders_without_usual_taps_ask_for_them() -> None:
 def test_bad_settings(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Gatys(**arguments)  # type: ignore[arg-type]
+
+
+def small(**settings: Any) -> Gatys:
+    return Gatys(RandomMultiScale(filters=8, size=5, levels=3), **settings)
+
+
+def test_a_texture_has_no_content() -> None:
+    flat, style = torch.full((1, 3, 32, 40), 0.5), pictures(1, 40, 32, 12)
+    seen, picture = losses(small(content={}, init="noise", steps=20), flat, style)
+    assert picture.shape == flat.shape and seen[-1] < 0.5 * seen[0]
+    content = pictures(1, 32, 40)
+    assert losses(small(style={}, init="noise", steps=5), content, style)[1].shape == content.shape
+
+
+def test_where_nothing_is_better_than_the_start_a_warning_says_so() -> None:
+    flat = torch.full((1, 3, 32, 32), 0.5)
+    with pytest.warns(RuntimeWarning, match="of 3 evaluations none was better than the first"):
+        assert torch.equal(small(steps=3)(flat, pictures(1, 32, 32)), flat)
+
+
+def test_a_start_without_a_finite_loss_is_refused() -> None:
+    content, style = pictures(1, 32, 32), pictures(1, 32, 32, 12)
+    for gatys, of in ((small(), style * torch.nan), (small(style_weight=float("nan")), style)):
+        with pytest.raises(
+            ValueError, match="must be finite where it starts, got total nan, content 0, style"
+        ):
+            gatys(content, of)
+
+
+def test_what_would_fail_later_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="style must be one picture or as many as content, 2, got 3"):
+        small()(torch.rand(2, 3, 16, 16), torch.rand(3, 3, 16, 16))
+    with pytest.raises(TypeError, match=r"steps must be an integer, got 2\.5"):
+        small(steps=2.5)
+    with pytest.raises(TypeError, match=r"content\.float\(\) / 255"):
+        small()(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.rand(1, 3, 16, 16))

@@ -122,3 +122,5 @@ def test_features_that_do_not_fit_are_refused(
 def test_one_position_has_no_deviation() -> None:
     with pytest.raises(ValueError, match=r"style must have more than one position, got \[1, 6, 1, 1\]"):
         GatedAttention(6)(features(2, 2, n=1), features(1, 1, n=1))
+    with pytest.raises(ValueError, match=r"style must have more than one position, got \[1, 6, 0, 4\]"):
+        GatedAttention(6)(features(2, 2, n=1), features(0, 4, n=1))
