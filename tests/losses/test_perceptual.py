@@ -262,9 +262,7 @@ def test_images_and_weights_that_do_not_fit_are_refused() -> None:
     loss = with_targets()
     with pytest.raises(ValueError, match=r"image must be RGB \[N, 3, H, W\] in \[0, 1\], got \[3, 12, 16\]"):
         loss(image()[0])
-    with pytest.raises(
-        TypeError, match=r"style must be a floating-point .* got torch\.uint8; style.float\(\) / 255"
-    ):
+    with pytest.raises(TypeError, match=r"style must be a floating-point .* got torch\.uint8; style.float\(\) / 255"):
         loss.set_style(image().to(torch.uint8))
     with pytest.raises(ValueError, match=r"of the target's size .* resize one of the pictures"):
         loss(image(24, 16))

@@ -82,9 +82,7 @@ def test_bad_input() -> None:
         small()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"content must be RGB, \[N, 3, H, W\], got \[3, 8, 8\]"):
         small()(torch.rand(3, 8, 8))
-    with pytest.raises(
-        TypeError, match=r"content is torch.float64, the weights torch.float32: content.to\("
-    ):
+    with pytest.raises(TypeError, match=r"content is torch.float64, the weights torch.float32: content.to\("):
         small()(torch.rand(1, 3, 8, 8, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"style must be one picture, \[1, 3, H, W\], got \[2, 3, 32, 32\]"):
         FastObjective(VGG(16, channels=CHANNELS), pictures(2, 32, 32))

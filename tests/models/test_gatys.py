@@ -201,9 +201,7 @@ def test_where_nothing_is_better_than_the_start_a_warning_says_so() -> None:
 def test_a_start_without_a_finite_loss_is_refused() -> None:
     content, style = pictures(1, 32, 32), pictures(1, 32, 32, 12)
     for gatys, of in ((small(), style * torch.nan), (small(style_weight=float("nan")), style)):
-        with pytest.raises(
-            ValueError, match="must be finite where it starts, got total nan, content 0, style"
-        ):
+        with pytest.raises(ValueError, match="must be finite where it starts, got total nan, content 0, style"):
             gatys(content, of)
 
 
