@@ -100,3 +100,29 @@ def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("STYLEKERN_BUILD", "gpu")
     with pytest.raises(SystemExit, match="auto, none, cpu, cuda, got 'gpu'"):
         build_library.build_mode()
+
+
+@pytest.mark.parametrize("cuda", ["OFF", "ON"])
+def test_cmake_makes_a_build_of_it(cuda: str, tmp_path: Path):
+    cmake = shutil.which("cmake") or pytest.skip("no cmake")
+    if cuda == "ON" and not build_library.nvcc():
+        pytest.skip("no nvcc")
+    command = [cmake, "-S", str(ROOT), "-B", str(tmp_path), f"-DSTYLEKERN_CUDA={cuda}"]
+    environment = os.environ | {"CUDACXX": build_library.nvcc() or ""} if cuda == "ON" else None
+    ran = subprocess.run(
+        [*command, f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_CUDA_ARCHITECTURES=90"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_cmake_asks_for_a_python_that_has_torch(tmp_path: Path):
+    cmake = shutil.which("cmake") or pytest.skip("no cmake")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S "$@"\n')
+    python.chmod(0o755)
+    command = [cmake, "-S", str(ROOT), "-B", str(tmp_path / "build"), f"-DPython_EXECUTABLE={python}"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode and f"{python} does not import torch" in " ".join(ran.stderr.split())

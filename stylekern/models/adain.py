@@ -10,6 +10,7 @@ from stylekern.models._model import StyleTransfer, cut, mixed
 from stylekern.models._objective import Objective, over_taps
 from stylekern.nn import Decoder
 from stylekern.ops import adain
+from stylekern.ops._checks import check_finite
 
 TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 
@@ -36,6 +37,7 @@ class AdaIN(StyleTransfer):
 
     def forward(self, content: Tensor, style: Tensor, *, alpha: float = 1.0) -> Tensor:
         """Content [N, 3, H, W] and style [N or 1, 3, H', W'] to [N, 3, H, W]; alpha 0 is the content again."""
+        check_finite("AdaIN", "alpha", alpha)
         ours, theirs = self.encode(content, style, TAPS[-1:])
         return cut(self.decoder(self.transfer(ours[TAPS[-1]], theirs[TAPS[-1]], alpha)), content)
 

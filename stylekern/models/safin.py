@@ -12,6 +12,7 @@ from stylekern.models._model import StyleTransfer, as_many, continued, cut, mixe
 from stylekern.models._objective import Objective, over_taps
 from stylekern.nn import Decoder, SAFINModule
 from stylekern.ops import adain, wavelet_pool, wavelet_unpool
+from stylekern.ops._checks import check_finite
 
 Bands = tuple[Tensor, Tensor, Tensor, Tensor]  # ll, lh, hl, hh
 TAPS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
@@ -58,6 +59,7 @@ class SAFIN(StyleTransfer):
 
     def forward(self, content: Tensor, style: Tensor, *, alpha: float = 1.0) -> Tensor:
         """Content [N, 3, H, W] and style [N or 1, 3, H', W'] to [N, 3, H, W]; alpha mixes at the bottleneck only."""
+        check_finite("SAFIN", "alpha", alpha)
         self.check_pictures(content, style)
         features, style_bands = self.low_path(self.enlarged(style))
         x, after = self.encoder.preprocess(continued(content, self.multiple)), None

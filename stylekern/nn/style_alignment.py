@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from stylekern.nn._features import as_features, as_rows, check_features
 from stylekern.nn.content_gate import ContentGate
 from stylekern.ops import cgm_attention
-from stylekern.ops._checks import check_option
+from stylekern.ops._checks import check_finite, check_option
 
 
 class StyleAlignment(nn.Module):
@@ -31,6 +31,10 @@ class StyleAlignment(nn.Module):
             is).
         temperature: Of the surrogate, in units of the average A.
         renormalize: Divides by the mass that the gate keeps; the paper does not.
+
+    Raises:
+        TypeError: An alpha or a temperature that is no number.
+        ValueError: One that is not finite, a temperature that is not positive, an unknown gate_grad.
     """
 
     def __init__(
@@ -45,6 +49,10 @@ class StyleAlignment(nn.Module):
         renormalize: bool = False,
     ) -> None:
         super().__init__()
+        check_finite("StyleAlignment", "alpha", alpha)
+        check_finite("StyleAlignment", "temperature", temperature)
+        if not temperature > 0:
+            raise ValueError(f"StyleAlignment: temperature must be positive, got {temperature}")
         check_option("StyleAlignment", "gate_grad", gate_grad, ("none", "straight_through"))
         self.channels, self.alpha, self.gate_grad = channels, alpha, gate_grad
         self.temperature, self.renormalize = temperature, renormalize

@@ -99,6 +99,14 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, (int, torch.SymInt, Integral))
 
 
+def check_finite(owner: str, name: str, value: Any) -> None:
+    """Raises TypeError unless value is a number, ValueError unless it is finite."""
+    if not is_number(value):
+        raise TypeError(f"{owner}: {name} must be a number, got {type(value).__name__}")
+    if not abs(value) < float("inf"):
+        raise ValueError(f"{owner}: {name} must be finite, got {value}")
+
+
 def check_numbers(operator: str, eps: float, correction: int = 0) -> None:
     """Raises TypeError unless eps is a number and correction an integer."""
     if not is_number(eps):

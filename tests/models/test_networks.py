@@ -230,6 +230,10 @@ def test_alpha_goes_from_the_content_to_the_style() -> None:
         none, half, full = (network(content, style, alpha=a) for a in (0.0, 0.5, 1.0))
         assert torch.equal(full, network(content, style)) and relative_error(none, full) > 1e-5
         assert relative_error(half, none) > 1e-5 and relative_error(half, full) > 1e-5
+        with pytest.raises(ValueError, match=f"{type(network).__name__}: alpha must be finite, got nan"):
+            network(content, style, alpha=float("nan"))
+        with pytest.raises(TypeError, match="alpha must be a number, got Tensor"):
+            network(content, style, alpha=torch.rand(1))
     adain = AdaIN(small())
     features = adain.encoder(content, ("relu4_1",))["relu4_1"]
     assert torch.allclose(adain(content, style, alpha=0.0), adain.decoder(features), atol=1e-6)

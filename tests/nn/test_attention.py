@@ -124,3 +124,13 @@ def test_one_position_has_no_deviation() -> None:
         GatedAttention(6)(features(2, 2, n=1), features(1, 1, n=1))
     with pytest.raises(ValueError, match=r"style must have more than one position, got \[1, 6, 0, 4\]"):
         GatedAttention(6)(features(2, 2, n=1), features(0, 4, n=1))
+
+
+def test_numbers_out_of_range_are_refused_when_it_is_built() -> None:
+    for number in ({"alpha": float("nan")}, {"temperature": float("inf")}):
+        with pytest.raises(ValueError, match=r"StyleAlignment: (alpha|temperature) must be finite, got (nan|inf)"):
+            StyleAlignment(6, **number)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        StyleAlignment(6, temperature=0)
+    with pytest.raises(TypeError, match="alpha must be a number, got str"):
+        StyleAlignment(6, alpha="20")  # type: ignore[arg-type]
