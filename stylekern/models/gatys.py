@@ -205,7 +205,7 @@ class Gatys(nn.Module):
                 "returned. Relative losses have no gradient at pictures without features, such as flat ones: for a "
                 'texture, content={} and init="noise" leave the content out; other losses take any picture.',
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=4,  # past the two frames of nn.Module, to the call
             )
         return best.clamp(0, 1)
 
