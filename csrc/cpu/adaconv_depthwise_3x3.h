@@ -16,7 +16,7 @@ struct DepthwisePlane {
   A mean, rstd, bias = 0;
   const A* kernel = nullptr;
   bool streamed;
-  const T* next;  // the plane to fetch meanwhile, of the same strides; x itself: none
+  const T* next;  // the plane to fetch meanwhile, of the same strides; x itself, which is no test a row: none
 
   // The row of x that a tap of output row i reads; null: zeros.
   const T* source(int64_t i) const {

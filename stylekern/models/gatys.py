@@ -174,8 +174,8 @@ class Gatys(nn.Module):
                 styles that are not as many; a loss that is not finite where it starts.
 
         Warns:
-            RuntimeWarning: No evaluation was better than the first, so that what was started from is returned. It is so
-                where the loss has no gradient, as with relative losses of a picture without features, a flat one.
+            RuntimeWarning: The first loss was not 0, and no evaluation was better, so that what was started from is
+                returned. It is so where the loss has no gradient, as with relative losses of a flat picture.
         """
         pictures = (content, style)
         if all(isinstance(x, Tensor) and x.dim() == 4 for x in pictures) and style.shape[0] not in (1, len(content)):
@@ -199,7 +199,7 @@ class Gatys(nn.Module):
                     watch(step, terms, seen)
             with torch.no_grad():
                 best, lowest = _better(self.loss(picture).total, picture.detach(), lowest, best)
-        if not lowest < first:
+        if first > 0 and not lowest < first:
             warnings.warn(
                 f"Gatys: of {self.steps} evaluations none was better than the first, and what was started from is "
                 "returned. Relative losses have no gradient at pictures without features, such as flat ones: for a "

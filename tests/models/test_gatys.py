@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -196,6 +197,13 @@ def test_where_nothing_is_better_than_the_start_a_warning_says_so() -> None:
     flat = torch.full((1, 3, 32, 32), 0.5)
     with pytest.warns(RuntimeWarning, match="of 3 evaluations none was better than the first"):
         assert torch.equal(small(steps=3)(flat, pictures(1, 32, 32)), flat)
+
+
+def test_a_picture_in_its_own_style_needs_no_step() -> None:
+    content = pictures(1, 32, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(small(steps=3)(content, content), content)
 
 
 def test_a_start_without_a_finite_loss_is_refused() -> None:
