@@ -51,16 +51,16 @@ class ShiftAtEnd {
   Lanes<A> index_, kept_;
 };
 
-// Rows [i0, i1) of two vectors of columns, from columns j[0] and j[1] on. `first` and `last`: the row begins with the
+// Rows [i0, i1) of V vectors of columns, from columns j[0], j[1] ... on. `first` and `last`: the row begins with the
 // first, ends with the last of them.
 //
 // Down the rows of x, so that what is loaded serves the three rows of sums that it takes part in. An addition to a
 // sum waits for the one before it, but not for another's: with two vectors there are enough of them to wait for
-// nothing. The rows above and below, which may be zeros, are no matter of the loop: a test in it would cost a
-// multiply-add.
-template <bool first, bool last, class T>
+// nothing, with four too many for the registers. The rows above and below, which may be zeros, are no matter of the
+// loop: a test in it would cost a multiply-add.
+template <bool first, bool last, class T, int V>
 STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<T>> (&weights)[9], int64_t i0,
-                                      int64_t i1, const int64_t (&j)[2]) {
+                                      int64_t i1, const int64_t (&j)[V]) {
   using A = Acc<T>;
   const std::integral_constant<int, kLanes<A>> whole;
   const int64_t w = p.w, stride = p.row;  // copies: a store might be to p, for all that the compiler knows
@@ -68,20 +68,20 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
   const Centre<A> centre(p.mean);
   const ShiftAtEnd<A> left(p.padding, -1), right(p.padding, 1);
   const Vec<A> bias = broadcast(p.bias);
-  Vec<A> sum[3][2];  // of the rows that x's row is below, beside and above of
-#pragma GCC unroll 2
-  for (int v = 0; v < 2; ++v) sum[0][v] = sum[1][v] = sum[2][v] = bias;
+  Vec<A> sum[3][V];  // of the rows that x's row is below, beside and above of
+#pragma GCC unroll 3
+  for (int v = 0; v < V; ++v) sum[0][v] = sum[1][v] = sum[2][v] = bias;
   // Adds a row of x to the sums from `from` to `to`.
   const auto take = [&](const T* row, auto from, auto to) STYLEKERN_ALWAYS_INLINE {
 #pragma GCC unroll 3
     for (int b = 0; b < 3; ++b) {
-      Vec<A> x[2];  // of one tap: those of all three would leave no registers to the weights
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) {
+      Vec<A> x[V];  // of one tap: those of all three would leave no registers to the weights
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) {
         const T* const here = row + j[v];
         if (first && v == 0 && b == 0)
           x[v] = left(centre(load(here)));
-        else if (last && v == 1 && b == 2)
+        else if (last && v == V - 1 && b == 2)
           x[v] = right(centre(load(here)));
         else
           x[v] = centre(load(here + b - 1));
@@ -89,19 +89,19 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
 #pragma GCC unroll 3
       for (int k = 0; k < 3; ++k) {
         if (k < from || k > to) continue;
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v) sum[k][v] = fma(weights[3 * (2 - k) + b], x[v], sum[k][v]);
+#pragma GCC unroll 3
+        for (int v = 0; v < V; ++v) sum[k][v] = fma(weights[3 * (2 - k) + b], x[v], sum[k][v]);
       }
     }
   };
   const auto advance = [&]() STYLEKERN_ALWAYS_INLINE {
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) sum[0][v] = sum[1][v], sum[1][v] = sum[2][v], sum[2][v] = bias;
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v) sum[0][v] = sum[1][v], sum[1][v] = sum[2][v], sum[2][v] = bias;
   };
   T* y = p.y + i0 * w;
   const auto finish_row = [&]() STYLEKERN_ALWAYS_INLINE {
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) store_or_stream(y + j[v], sum[0][v], whole, streamed);
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v) store_or_stream(y + j[v], sum[0][v], whole, streamed);
     y += w;
   };
   constexpr std::integral_constant<int, 0> below;
@@ -114,8 +114,8 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
   advance();
   for (int64_t i = i0 + 1; i < i1; ++i) {
     if (first && last)  // the strip is the plane: the next one is fetched a row at a time
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) __builtin_prefetch(next + j[v]);
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) __builtin_prefetch(next + j[v]);
     row += stride, next += stride;
     take(row, below, above);
     finish_row();
@@ -125,8 +125,9 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
   finish_row();
 }
 
-// Rows [row0, row1) of a plane that is wider than a vector. The last strip reaches back over columns that are done
-// already: one vector alone would take as long as two.
+// Rows [row0, row1) of a plane that is as wide as a vector or wider, in strips of two vectors and, where their number is odd, a
+// last one of three: one alone would take as long as two. The last vector ends with the row, over columns that the one
+// before it has too.
 //
 // Strips of wide planes end after 16 rows, whose lines are then in the first-level cache for the next strip; after four
 // where results bypass the caches, which should get to memory nearly in its order.
@@ -137,15 +138,20 @@ void depthwise_3x3(const DepthwisePlane<T>& p, int64_t row0, int64_t row1) {
   const int64_t end = p.w - lanes;  // where the last vector begins
   Vec<A> weights[9];
   for (int k = 0; k < 9; ++k) weights[k] = broadcast(p.kernel[k] * p.rstd);
+  if (end == 0) return depthwise_strip<true, true>(p, weights, row0, row1, {0});
   if (end <= lanes) return depthwise_strip<true, true>(p, weights, row0, row1, {0, end});
+  if (end <= 2 * lanes) return depthwise_strip<true, true>(p, weights, row0, row1, {0, lanes, end});
   const int64_t block = p.streamed ? 4 : 16;
   for (int64_t i0 = row0; i0 < row1; i0 += block) {
     const int64_t i1 = std::min(i0 + block, row1);
     p.fetch_next(i0, i1);
     depthwise_strip<true, false>(p, weights, i0, i1, {0, lanes});
     int64_t j = 2 * lanes;
-    for (; j + lanes < end; j += 2 * lanes) depthwise_strip<false, false>(p, weights, i0, i1, {j, j + lanes});
-    depthwise_strip<false, true>(p, weights, i0, i1, {j < end ? j : end - lanes, end});
+    for (; j + 2 * lanes < end; j += 2 * lanes) depthwise_strip<false, false>(p, weights, i0, i1, {j, j + lanes});
+    if (j + lanes < end)
+      depthwise_strip<false, true>(p, weights, i0, i1, {j, j + lanes, end});
+    else
+      depthwise_strip<false, true>(p, weights, i0, i1, {j, end});
   }
 }
 

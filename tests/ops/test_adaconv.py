@@ -145,9 +145,9 @@ class TestAdaconv(OperatorSuite):
         given = adaconv(x, spatial, pointwise[..., None, None], bias)
         assert torch.equal(given, adaconv(x, spatial, pointwise, bias))
 
-    @pytest.mark.parametrize("w", [*range(2, 19), 31, 32, 33, 48, 64, 65])
+    @pytest.mark.parametrize("w", [*range(2, 19), 24, 31, 32, 33, 40, 48, 50, 64, 65, 80])
     @pytest.mark.parametrize("padding", ["reflect", "replicate", "zeros"])
-    def test_every_width_about_a_vector(self, w: int, padding: str) -> None:
+    def test_every_width_about_a_few_vectors(self, w: int, padding: str) -> None:
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             for size in (1, 2):
                 self.check(make(n=1, c=2, co=2, size=size, h=11, w=w, padding_mode=padding), "cpu", dtype)
