@@ -75,7 +75,7 @@ class AdaConvForward {
 
   // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that is this thread's next, or -1.
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-    if (p_.depthwise_3x3() && p_.w >= kLanes<A>) return depthwise(n, g, row0, row1, next);
+    if (p_.depthwise_3x3()) return depthwise(n, g, row0, row1, next);
     const int64_t tile = x_.tile();
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);

@@ -158,7 +158,8 @@ class AdaConvBackwardKernel {
   }
 
  private:
-  static constexpr int64_t kPending = 1024;  // vectors that are summed in A before their sum joins one in double
+  // Vectors that are summed in A before their sum joins one in double: what that costs, narrow ones pay more often.
+  static constexpr int64_t kPending = std::max(128, 16 * kLanes<A>);
 
   // The gradient of one output, or of a first of two, from an area's first value on.
   struct Strip {

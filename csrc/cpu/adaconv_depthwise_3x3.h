@@ -36,11 +36,12 @@ struct DepthwisePlane {
 template <class A>
 class ShiftAtEnd {
  public:
-  // `step`: -1 for what is left of the first vector, 1 for what is right of the last.
-  ShiftAtEnd(Padding padding, int step) {
+  // `step`: -1 for what is left of the first vector, 1 for what is right of the last, which has `count` values.
+  ShiftAtEnd(Padding padding, int step, int count = kLanes<A>) {
     const Lanes<A> lane = lane_numbers<A>();
-    const int end = step < 0 ? 0 : kLanes<A> - 1;
-    index_ = in_register(lane == end ? lane - (padding == Padding::kReflect ? step : 0) : lane + step);
+    const int end = step < 0 ? 0 : count - 1;
+    const auto beyond = step < 0 ? lane <= end : lane >= end;
+    index_ = in_register(beyond ? lane - (padding == Padding::kReflect ? step : 0) : lane + step);
     kept_ = in_register(lane != (padding == Padding::kZeros ? end : -1));
   }
   STYLEKERN_ALWAYS_INLINE Vec<A> operator()(Vec<A> x) const {
@@ -51,22 +52,21 @@ class ShiftAtEnd {
   Lanes<A> index_, kept_;
 };
 
-// Rows [i0, i1) of V vectors of columns, from columns j[0], j[1] ... on. `first` and `last`: the row begins with the
-// first, ends with the last of them.
+// Rows [i0, i1) of V vectors of columns, `count` each, from columns j[0], j[1] ... on. `first` and `last`: the row
+// begins with the first, ends with the last of them.
 //
 // Down the rows of x, so that what is loaded serves the three rows of sums that it takes part in. An addition to a
 // sum waits for the one before it, but not for another's: with two vectors there are enough of them to wait for
 // nothing, with four too many for the registers. The rows above and below, which may be zeros, are no matter of the
 // loop: a test in it would cost a multiply-add.
-template <bool first, bool last, class T, int V>
+template <bool first, bool last, class T, int V, class N = std::integral_constant<int, kLanes<Acc<T>>>>
 STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<T>> (&weights)[9], int64_t i0,
-                                      int64_t i1, const int64_t (&j)[V]) {
+                                      int64_t i1, const int64_t (&j)[V], N count = {}) {
   using A = Acc<T>;
-  const std::integral_constant<int, kLanes<A>> whole;
   const int64_t w = p.w, stride = p.row;  // copies: a store might be to p, for all that the compiler knows
   const bool streamed = p.streamed;
   const Centre<A> centre(p.mean);
-  const ShiftAtEnd<A> left(p.padding, -1), right(p.padding, 1);
+  const ShiftAtEnd<A> left(p.padding, -1), right(p.padding, 1, int(count));
   const Vec<A> bias = broadcast(p.bias);
   Vec<A> sum[3][V];  // of the rows that x's row is below, beside and above of
 #pragma GCC unroll 3
@@ -80,11 +80,11 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
       for (int v = 0; v < V; ++v) {
         const T* const here = row + j[v];
         if (first && v == 0 && b == 0)
-          x[v] = left(centre(load(here)));
+          x[v] = left(centre(load(here, count)));
         else if (last && v == V - 1 && b == 2)
-          x[v] = right(centre(load(here)));
+          x[v] = right(centre(load(here, count)));
         else
-          x[v] = centre(load(here + b - 1));
+          x[v] = centre(load(here + b - 1, count));
       }
 #pragma GCC unroll 3
       for (int k = 0; k < 3; ++k) {
@@ -101,7 +101,7 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
   T* y = p.y + i0 * w;
   const auto finish_row = [&]() STYLEKERN_ALWAYS_INLINE {
 #pragma GCC unroll 3
-    for (int v = 0; v < V; ++v) store_or_stream(y + j[v], sum[0][v], whole, streamed);
+    for (int v = 0; v < V; ++v) store_or_stream(y + j[v], sum[0][v], count, streamed);
     y += w;
   };
   constexpr std::integral_constant<int, 0> below;
@@ -125,9 +125,8 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
   finish_row();
 }
 
-// Rows [row0, row1) of a plane that is as wide as a vector or wider, in strips of two vectors and, where their number is odd, a
-// last one of three: one alone would take as long as two. The last vector ends with the row, over columns that the one
-// before it has too.
+// Rows [row0, row1) of a plane, in strips of two vectors and, where their number is odd, a last one of three: one alone
+// would take as long as two. The last vector ends with the row, over columns that the one before it has too.
 //
 // Strips of wide planes end after 16 rows, whose lines are then in the first-level cache for the next strip; after four
 // where results bypass the caches, which should get to memory nearly in its order.
@@ -138,6 +137,7 @@ void depthwise_3x3(const DepthwisePlane<T>& p, int64_t row0, int64_t row1) {
   const int64_t end = p.w - lanes;  // where the last vector begins
   Vec<A> weights[9];
   for (int k = 0; k < 9; ++k) weights[k] = broadcast(p.kernel[k] * p.rstd);
+  if (end < 0) return depthwise_strip<true, true>(p, weights, row0, row1, {0}, p.w);
   if (end == 0) return depthwise_strip<true, true>(p, weights, row0, row1, {0});
   if (end <= lanes) return depthwise_strip<true, true>(p, weights, row0, row1, {0, end});
   if (end <= 2 * lanes) return depthwise_strip<true, true>(p, weights, row0, row1, {0, lanes, end});

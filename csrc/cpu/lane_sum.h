@@ -1,16 +1,14 @@
 // Sums in double of vectors of float or double. Included by foreach_target.h.
 namespace stylekern::STYLEKERN_TARGET {
 
-// The sum of a vector's lanes.
-template <class A>
+// The sum of a vector's lanes: its halves are added, theirs after that, until one lane is left.
+template <class A, int half = kLanes<A> / 2>
 STYLEKERN_INLINE A lane_total(Vec<A> v) {
-  A lanes[kLanes<A>];
-  store(lanes, v);
-#pragma GCC unroll 4
-  for (int half = kLanes<A> / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-  return lanes[0];
+  v += window<half>(v, v, std::make_integer_sequence<int, kLanes<A>>());
+  if constexpr (half > 1)
+    return lane_total<A, half / 2>(v);
+  else
+    return v[0];
 }
 
 // A sum in double over the lanes of vectors of float or double.

@@ -132,7 +132,8 @@ class Steps {
 // is the step that this thread does after that, or -1.
 template <class Make, class Work>
 void for_steps(int64_t count, int64_t operations, const Make& make, const Work& work) {
-  on_threads(count, operations, [&](Take& take) {
+  constexpr int64_t kStep = 256;  // however small a step: mostly a plane, whose statistics end in divisions and a root
+  on_threads(count, operations + kStep, [&](Take& take) {
     Steps steps(take);
     int64_t step = steps.next();
     if (step < 0) return;
