@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -23,6 +24,27 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: may fail
 #else
   (void)data, (void)bytes;
+#endif
+}
+
+// Has the C library keep what calls with results of this size free, for the next call.
+//
+// glibc gives the end of its heap back to the system once more is free there than twice the largest block that it has
+// mapped by itself so far. Where a call's results together are more than that, as three gradients of one size are, each
+// call has fresh pages, and these cost several times what the operator does. A block of a few results' size, mapped and
+// freed without being touched, raises the limit, as one larger tensor would. Limits that a user has set stay.
+inline void keep_on_heap(int64_t bytes) {
+#ifdef __GLIBC__
+  constexpr int64_t kResults = 4, kSmallest = int64_t{1} << 17;          // what glibc begins with
+  constexpr int64_t kLargest = (int64_t{1} << 25) - (int64_t{1} << 16);  // larger blocks are always mapped
+  static std::atomic<int64_t> kept = kSmallest;
+  const int64_t wanted = std::min(kResults * bytes, kLargest);
+  if (wanted <= kept.load(std::memory_order_relaxed)) return;
+  kept.store(wanted, std::memory_order_relaxed);
+  void* volatile block = std::malloc(size_t(wanted));  // volatile: a compiler leaves out a block that nobody reads
+  std::free(block);
+#else
+  (void)bytes;
 #endif
 }
 

@@ -79,6 +79,7 @@ inline Tensor empty_of(const Tensor& like, std::initializer_list<int64_t> sizes,
     const int64_t bytes = result.numel() * int64_t(result.element_size());
     prefer_huge_pages(result.mutable_data_ptr(), bytes);
     join_pieces_beside(result.mutable_data_ptr(), bytes);
+    keep_on_heap(bytes);
   }
   return result;
 }
