@@ -1,4 +1,6 @@
-"""style_kernel_conv at the paper's shapes: relu4_1 features of pictures of 256 to 1024 pixels, 3 taps, normalised."""
+"""style_kernel_conv at the paper's shapes, relu4_1 features of pictures of 256 to 1024 pixels, 3 taps, normalised; then
+at sizes that are no power of two, and with more taps.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,24 @@ from .kit import DEVICE, compare
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("size", [32, 64, 128])
-def test_style_kernel_conv(benchmark: Any, table: list[dict[str, str]], size: int, dtype: torch.dtype, backward: bool):
+@pytest.mark.parametrize(
+    ("taps", "h", "w"), [(3, 32, 32), (3, 64, 64), (3, 128, 128), (3, 45, 67), (5, 45, 67), (5, 64, 64)]
+)
+def test_style_kernel_conv(
+    benchmark: Any, table: list[dict[str, str]], taps: int, h: int, w: int, dtype: torch.dtype, backward: bool
+):
     torch.manual_seed(0)
-    x = torch.randn(1, 512, size, size, device=DEVICE).to(dtype)
-    packed = torch.randn(1, 512, 7, size, size, device=DEVICE).to(dtype)
+    x = torch.randn(1, 512, h, w, device=DEVICE).to(dtype)
+    packed = torch.randn(1, 512, 2 * taps + 1, h, w, device=DEVICE).to(dtype)
     compare(
         benchmark,
         table,
         operator="style_kernel_conv",
         ours=partial(style_kernel_conv, normalize=True),
         eager=partial(reference.style_kernel_conv, normalize=True),
-        tensors=[x, packed[:, :, :3], packed[:, :, 3:6], packed[:, :, 6]],
+        tensors=[x, packed[:, :, :taps], packed[:, :, taps : 2 * taps], packed[:, :, 2 * taps]],
         backward=backward,
-        # read x, 3 + 3 taps, bias, write y; then read g, x, 3 + 3 taps, write 3 + 3 gradients of taps and that of x
-        values=(9 + 15 if backward else 9) * x.numel(),
-        shape=f"512x{size}x{size}",
+        # read x, taps, bias, write y; then read g, x, taps, write gradients of taps and that of x
+        values=((2 * taps + 3) + (4 * taps + 3 if backward else 0)) * x.numel(),
+        shape=f"512x{h}x{w}" + (f", {taps} taps" if taps > 3 else ""),
     )

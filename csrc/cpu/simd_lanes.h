@@ -282,6 +282,16 @@ STYLEKERN_INLINE void fetch_ahead(const T* p) {
     __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + at));
 }
 
+// The same for rows of w values of several taps, read or written, a whole row at once: streams that stop for other
+// work, or for the next plane, are lost as well. Inlined: calls of a function that does nothing else are left out, as
+// if it did nothing.
+template <class T>
+STYLEKERN_INLINE void fetch_rows_ahead(const T* row, int64_t w, int64_t tap, int taps) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int a = 0; a < taps; ++a)
+    for (int64_t j = 0; j < w; j += kLine) fetch_ahead<1, 1 << 10>(row + a * tap + j);
+}
+
 // A store past the caches, to where worth_streaming() said. Half a cache line waits beside the caches for the other
 // half, and there is room for a few at a time (see streams_whole_lines()). Quarters, what is left of a row, and vectors
 // that are not aligned, as where bands of odd rows begin, go the usual way.

@@ -83,7 +83,8 @@ class StyleKernelConvForward {
         x_(p_),
         border_(p_.w, p_.rh(), p_.padding),
         t_(p_.w, p_.rh()),
-        zeros_(size_t(p_.w)) {}
+        zeros_(size_t(p_.w)),
+        fetched_3x3_(args.fetched && fetches_3x3<T>(p_)) {}
 
   // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that is this thread's next, or -1.
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
@@ -135,7 +136,8 @@ class StyleKernelConvForward {
                               p_.horizontal.tap,
                               bias ? p_.bias.row : 0,
                               p_.padding,
-                              args_.streamed};
+                              args_.streamed,
+                              fetched_3x3_};
       if constexpr (V > 0)
         forward_short_rows_3x3<V>(to, from, i0, i1, ahead);
       else
@@ -174,6 +176,8 @@ class StyleKernelConvForward {
         } else {
           for (int64_t i = i0; i < i1; ++i)
             with_taps(p_, [&](auto k) {
+              fetch(v + i * p_.vertical.row, p_.vertical.tap, p_.kv);
+              fetch(u + i * p_.horizontal.row, p_.horizontal.tap, p_.kh);
               outer_row<k>(v + i * p_.vertical.row, u + i * p_.horizontal.row, x_.row(i),
                            bias ? bias + i * p_.bias.row : nullptr, y + i * p_.w);
             });
@@ -182,8 +186,13 @@ class StyleKernelConvForward {
     }
   }
 
+  STYLEKERN_ALWAYS_INLINE void fetch(const T* row, int64_t tap, int taps) const {
+    if (args_.fetched) fetch_rows_ahead(row, p_.w, tap, taps);
+  }
+
   // t[j] = sum_a vertical[a,j] * x[a,j], then extended by the border rule
   void vertical_row(const T* v, const A* const* x, A* t) {
+    fetch(v, p_.vertical.tap, p_.kv);
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       Vec<A> sum = load(v + j, count) * load(x[0] + j, count);
       for (int a = 1; a < p_.kv; ++a) sum = fma(load(v + a * p_.vertical.tap + j, count), load(x[a] + j, count), sum);
@@ -195,6 +204,7 @@ class StyleKernelConvForward {
   // y[j] = sum_b horizontal[b,j] * t[j+b-rh] + bias[j]
   STYLEKERN_NOINLINE void horizontal_row(const T* u, const A* t, const T* bias, T* y) {
     t -= p_.rh();
+    fetch(u, p_.horizontal.tap, p_.kh);
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
       for (int b = 0; b < p_.kh; ++b) sum = fma(load(u + b * p_.horizontal.tap + j, count), load(t + j + b), sum);
@@ -224,6 +234,7 @@ class StyleKernelConvForward {
   RowBorder border_;
   PaddedRows<A> t_;
   std::vector<T> zeros_;
+  bool fetched_3x3_;
   int64_t ready_ = -1;
 };
 

@@ -17,6 +17,7 @@ struct StyleKernelConvArgs {
   double eps = 0;
   int64_t correction = 0;
   bool streamed = false;  // the output bypasses the caches
+  bool fetched = false;   // filters come from memory: fetched ahead where the processor does not by itself
 };
 
 template <class T>
@@ -27,6 +28,7 @@ struct StyleKernelConvBackwardArgs {
   T *grad_input = nullptr, *grad_vertical = nullptr, *grad_horizontal = nullptr;  // null: not asked for
   int64_t correction = 0;
   bool streamed = false;  // the gradients of the filters bypass the caches
+  bool fetched = false;   // as forward
 };
 
 }  // namespace stylekern

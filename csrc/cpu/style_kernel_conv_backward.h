@@ -14,12 +14,17 @@ class StyleKernelConvBackward {
       : args_(args),
         p_(args.problem),
         x_(p_),
-        forward_({p_, args.input, args.vertical, args.horizontal}),
+        forward_({.problem = p_,
+                  .input = args.input,
+                  .vertical = args.vertical,
+                  .horizontal = args.horizontal,
+                  .fetched = args.fetched}),
         border_(p_.w, p_.rh(), p_.padding),
         grad_t_(p_.w, p_.rh()),
         spread_(p_.w, p_.rh()),
         zeros_(size_t(p_.w)),
-        offset_(p_.padding == Padding::kNone ? p_.rv() : 0) {}
+        offset_(p_.padding == Padding::kNone ? p_.rv() : 0),
+        fetched_3x3_(args.fetched && fetches_3x3<T>(p_)) {}
 
   // Rows [row0, row1) of grad_vertical and grad_horizontal, and of the gradient of the (normalised) x, whose dense
   // planes, one a channel of the group, start at grad_x.
@@ -176,8 +181,14 @@ class StyleKernelConvBackward {
         // Row i's own tap is the first to reach row i where no row above was walked; else the lower tap of i - 1 was.
         to.fresh[a] = (a == 2 && i + 1 < p_.h) || (a == 1 && i == std::max<int64_t>(row0_ - 1, 0));
       }
-      backward_row_3x3(p_, x.rows(i), v_row(i), u_row(i), args_.grad + n_ * p_.grad.n + c * p_.grad.p + i * p_.grad.row,
-                       to);
+      const T* const grad = args_.grad + n_ * p_.grad.n + c * p_.grad.p + i * p_.grad.row;
+      if (fetched_3x3_) {
+        fetch_rows_ahead(v_row(i), p_.w, p_.vertical.tap, 3), fetch_rows_ahead(u_row(i), p_.w, p_.horizontal.tap, 3);
+        fetch_rows_ahead(grad, p_.w, 0, 1);
+        if (to.v && !to.streamed) fetch_rows_ahead(to.v, p_.w, tap_stride, 3);
+        if (to.u && !to.streamed) fetch_rows_ahead(to.u, p_.w, tap_stride, 3);
+      }
+      backward_row_3x3(p_, x.rows(i), v_row(i), u_row(i), grad, to);
     }
   }
 
@@ -189,6 +200,11 @@ class StyleKernelConvBackward {
     return readable && row >= own0_ && row < own1_ ? grad_x + (row + offset_) * p_.in_w : nullptr;
   }
 
+  template <class D>
+  STYLEKERN_ALWAYS_INLINE void fetch(const D* row, int64_t tap, int taps) const {
+    if (args_.fetched) fetch_rows_ahead(row, p_.w, tap, taps);
+  }
+
   template <class D, class N>
   STYLEKERN_INLINE static void add(D* sum, Vec<A> v, N count, bool first) {
     store(sum, first ? v : v + load(sum, count), count);
@@ -198,6 +214,7 @@ class StyleKernelConvBackward {
   template <class D>
   STYLEKERN_NOINLINE void horizontal_filter_row(const T* g, const A* t, D* grad_u, int64_t tap_stride, bool first) {
     t -= p_.rh();
+    fetch(grad_u, tap_stride, p_.kh);
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       const Vec<A> gj = load(g + j, count);
       for (int b = 0; b < p_.kh; ++b) add(grad_u + b * tap_stride + j, gj * load(t + j + b), count, first);
@@ -207,6 +224,7 @@ class StyleKernelConvBackward {
   // grad_t[q] = sum over j, b with pad(j+b-rh) = q of horizontal[b,j] * g[j]: gathered before the border rule, then
   // folded
   STYLEKERN_NOINLINE void grad_t_row(const T* g, const T* u, A* grad_t) {
+    fetch(u, p_.horizontal.tap, p_.kh);
     for_vectors<A>(p_.w + 2 * p_.rh(), [&](int64_t q, auto) {
       Vec<A> sum{};
       for (int b = 0; b < p_.kh; ++b)
@@ -220,6 +238,7 @@ class StyleKernelConvBackward {
   template <class D>
   STYLEKERN_NOINLINE void vertical_filter_row(const A* grad_t, const A* const* x, D* grad_v, int64_t tap_stride,
                                               bool first) {
+    fetch(grad_v, tap_stride, p_.kv);
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       const Vec<A> gt = load(grad_t + j);
       for (int a = 0; a < p_.kv; ++a) add(grad_v + a * tap_stride + j, gt * load(x[a] + j, count), count, first);
@@ -246,6 +265,7 @@ class StyleKernelConvBackward {
     const int kv = K ? K : p_.kv, kh = K ? K : p_.kh;
     const A* const* x = x_.row(i);
     const T *v = v_row(i), *u = u_row(i);
+    fetch(v, p_.vertical.tap, kv), fetch(u, p_.horizontal.tap, kh);
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       const Vec<A> gj = load(g + j, count);
       for (int a = 0; grad_v && a < kv; ++a) {
@@ -308,6 +328,7 @@ class StyleKernelConvBackward {
   std::vector<T> zeros_;
   std::optional<GradientSums> sums_;
   int64_t offset_;
+  bool fetched_3x3_;
   int64_t n_ = 0, g_ = 0, row0_ = 0, row1_ = 0, own0_ = 0, own1_ = 0;
   const T *v_ = nullptr, *u_ = nullptr;
   A* grad_x_ = nullptr;
