@@ -139,17 +139,12 @@ struct OutputPlane {
   int64_t w, v_row, v_tap, u_row, u_tap, bias_row;
   Padding padding;
   bool streamed, fetched;
-
-  // Of a row of filters that is about to be read.
-  STYLEKERN_ALWAYS_INLINE void fetch_beyond(const T* v_now, const T* u_now, const T* bias_now) const {
-    if (!fetched) return;
-    fetch_rows_ahead(v_now, w, v_tap, 3), fetch_rows_ahead(u_now, w, u_tap, 3), fetch_rows_ahead(bias_now, w, 0, 1);
-  }
 };
 
-// Whether rows of filters, where they come from memory, should be fetched ahead. Six streams that go on side by side
-// the processor follows by itself; but it begins anew at each plane, and some pages are behind it before it does well.
-// Measured on AVX2 and AVX-512 (Zen 5): 0.5 to 0.9 of the time below these sizes, beyond them up to 1.08.
+// Whether long rows of filters, where they come from memory, should be fetched ahead. Six streams that go on side by
+// side the processor follows by itself; but it begins anew at each plane, and some pages are behind it before it does
+// well. Measured on AVX2 and AVX-512 (Zen 5): 0.5 to 0.9 of the time below these sizes, beyond them up to 1.08. Short
+// rows gain nothing by it.
 template <class T>
 bool fetches_3x3(const StyleKernelConv& p) {
   return sizeof(T) == 2 ? p.h * p.w <= 1 << 14 : p.h * p.w < 1 << 12;
@@ -165,7 +160,10 @@ STYLEKERN_INLINE void forward_long_rows_3x3(const OutputPlane<T>& to, const Inpu
     const InputRows<T> x = from.rows(i);
     const T *const v = to.v + i * to.v_row, *const u = to.u + i * to.u_row, *const bias = to.bias + i * to.bias_row;
     T* const y = to.y + i * to.w;
-    to.fetch_beyond(v, u, bias);
+    if (to.fetched) {
+      fetch_rows_ahead(v, to.w, to.v_tap, 3), fetch_rows_ahead(u, to.w, to.u_tap, 3);
+      fetch_rows_ahead(bias, to.w, 0, 1);
+    }
     for_neighbours<A>(
         to.w, to.w % kLanes<A>, to.padding,
         [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { return vertical_3x3(x, v, to.v_tap, j, count); },

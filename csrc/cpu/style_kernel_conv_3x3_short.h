@@ -34,7 +34,6 @@ STYLEKERN_INLINE void forward_short_rows_3x3(const OutputPlane<T>& to, const Inp
   from.load_row(i0 - 1, above), from.load_row(i0, here);
   for (int64_t i = i0; i < i1; ++i) {
     from.load_row(i + 1, below);
-    to.fetch_beyond(v, u, bias);
     Vec<A> t[V], sum[V];
     vertical_short_3x3(v, to.v_tap, above, here, below, t);
 #pragma GCC unroll 4
