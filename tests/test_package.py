@@ -107,6 +107,14 @@ def test_setup_and_cmake_build_the_same_sources():
     assert any(name.endswith(".cu") for name in globbed)
 
 
+def test_the_readme_runs_as_it_stands():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        result = run(block)
+        assert result.returncode == 0, result.stderr
+
+
 def test_importing_the_operators_is_quick_and_touches_no_driver():
     code = (
         "import time, sys, torch; t = time.process_time(); import stylekern.ops; t = time.process_time() - t;"
