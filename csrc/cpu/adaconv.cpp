@@ -70,7 +70,7 @@ void backward_input(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
   with_kernels<T>([&](const auto& kernels) {
     for_bands(
         p, bands, cost(p) / bands, [&] { return std::pair{kernels.backward_input(args), std::vector<A>()}; },
-        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t) {
+        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
           auto& [conv, own_planes] = state;
           const int64_t first = g * p.group_in();
           A* grad_x = nullptr;
@@ -80,7 +80,7 @@ void backward_input(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
             own_planes.resize(size_t(p.group_in() * plane));
             grad_x = own_planes.data();
           }
-          conv.run(n, g, row0, row1, grad_x);
+          conv.run(n, g, row0, row1, bands == 1 ? next : -1, grad_x);
           if (bands == 1)
             for (int64_t m = 0; m < p.group_in(); ++m) conv.finish(n, first + m, grad_x + m * plane);
         });

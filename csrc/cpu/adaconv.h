@@ -89,9 +89,8 @@ class AdaConvForward {
   const T* input_plane(int64_t nc) const { return args_.input + nc / p_.c * p_.input.n + nc % p_.c * p_.input.p; }
 
   void depthwise(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-    constexpr int64_t kFetched = 1 << 17;  // bytes of a plane that waits in a second-level cache beside this one
     const int64_t nc = n * p_.c + g;
-    const bool fetched = next >= 0 && p_.h * p_.w * int64_t(sizeof(T)) <= kFetched;
+    const bool fetched = next >= 0 && p_.h * p_.w * int64_t(sizeof(T)) <= kFetchedPlane;
     DepthwisePlane<T> plane{.x = input_plane(nc),
                             .h = p_.h,
                             .w = p_.w,

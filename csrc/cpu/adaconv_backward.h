@@ -17,8 +17,10 @@ class AdaConvBackwardInput {
         g_(p_.w, p_.kw - 1),
         rows_(p_.w, std::max(p_.left(), right())) {}
 
-  // Rows [row0, row1) of all channels of a sample and group, into planes of grad_x.
-  void run(int64_t n, int64_t g, int64_t row0, int64_t row1, A* grad_x) {
+  // Rows [row0, row1) of all channels of a sample and group, into planes of grad_x. `next`: as forward.
+  void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next, A* grad_x) {
+    if constexpr (std::is_same_v<T, A>)
+      if (p_.depthwise_3x3() && p_.group_out() == 1) return depthwise(n * p_.c + g, row0, row1, next, grad_x);
     const int64_t tile = tile_rows(p_.group_out(), g_.stride(), p_.kh);
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);
@@ -49,13 +51,33 @@ class AdaConvBackwardInput {
 
  private:
   int right() const { return p_.kw - 1 - p_.left(); }
+  const T* grad_plane(int64_t no) const { return args_.grad + no / p_.out_c * p_.grad.n + no % p_.out_c * p_.grad.p; }
+
+  void depthwise(int64_t nc, int64_t row0, int64_t row1, int64_t next, A* grad_x) const {
+    A turned[9];
+    std::reverse_copy(args_.kernel + nc * 9, args_.kernel + nc * 9 + 9, turned);
+    const bool fetched = next >= 0 && p_.h * p_.w * int64_t(sizeof(T)) <= kFetchedPlane;
+    const DepthwisePlane<T> plane{.x = grad_plane(nc),
+                                  .y = grad_x,
+                                  .h = p_.h,
+                                  .w = p_.w,
+                                  .row = p_.grad.row,
+                                  .padding = Padding::kZeros,
+                                  .mean = 0,
+                                  .rstd = 1,
+                                  .kernel = turned,
+                                  .streamed = false,
+                                  .next = grad_plane(fetched ? next : nc)};
+    depthwise_3x3(plane, row0, row1);
+    fold_3x3(plane, p_.padding, row0, row1);
+  }
 
   // Rows of g that the rows [i0, i1) of grad_x read, with zeros around.
   STYLEKERN_NOINLINE void fill(int64_t n, int64_t g, int64_t i0, int64_t i1) {
     g_rows_ = i1 - i0 + p_.kh - 1;
     g_.resize(p_.group_out() * g_rows_);
     for (int64_t o = 0; o < p_.group_out(); ++o) {
-      const T* const plane = args_.grad + n * p_.grad.n + (g * p_.group_out() + o) * p_.grad.p;
+      const T* const plane = grad_plane(n * p_.out_c + g * p_.group_out() + o);
       for (int64_t q = 0; q < g_rows_; ++q) {
         A* const row = g_.row(o * g_rows_ + q);
         const int64_t source = i0 + p_.top() - (p_.kh - 1) + q;

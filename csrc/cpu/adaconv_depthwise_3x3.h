@@ -1,11 +1,13 @@
-// adaconv on the CPU, forward, one channel a group and three taps both ways: no scratch. Included by foreach_target.h.
+// adaconv on the CPU, one channel a group and three taps both ways: no scratch. Included by foreach_target.h.
 //
 // Nine multiply-adds a value leave no room for a detour: a scratch row would be stored and loaded once more for a tenth
 // of that. So x is read where it lies, centred as it is loaded, and rstd is part of the weights. Meanwhile the next
 // plane is fetched: else its statistics, and then its first rows, wait for memory by themselves.
 namespace stylekern::STYLEKERN_TARGET {
 
-// A channel's plane, and the output that is computed from it.
+inline constexpr int64_t kFetchedPlane = 1 << 17;  // bytes that wait in a second-level cache beside a plane
+
+// A channel's plane, and the output that is computed from it. (Backward: of g, and the gradient of x.)
 template <class T>
 struct DepthwisePlane {
   using A = Acc<T>;
@@ -152,6 +154,42 @@ void depthwise_3x3(const DepthwisePlane<T>& p, int64_t row0, int64_t row1) {
       depthwise_strip<false, true>(p, weights, i0, i1, {j, j + lanes, end});
     else
       depthwise_strip<false, true>(p, weights, i0, i1, {j, end});
+  }
+}
+
+// What a convolution among zeros has just outside of the plane, added to where the border rule reads that from, as far
+// as this is in rows [row0, row1): what lacks to the adjoint of a padded convolution.
+template <class A>
+STYLEKERN_NOINLINE void fold_3x3(const DepthwisePlane<A>& p, Padding rule, int64_t row0, int64_t row1) {
+  const int64_t h = p.h, w = p.w;
+  const auto at = [&](int64_t i, int64_t j) { return i < 0 || i >= h ? A(0) : p.x[i * p.row + j]; };
+  const auto target = [&](int64_t i) -> A* {
+    const int64_t q = border_index(i, h, rule);
+    return q >= row0 && q < row1 ? p.y + q * w : nullptr;
+  };
+  for (const int64_t i : {int64_t{-1}, h}) {
+    A* const y = target(i);
+    if (!y) continue;
+    const A *const x = p.x + (i < 0 ? 0 : h - 1) * p.row, *const kernel = p.kernel + (i < 0 ? 6 : 0);
+    for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      Vec<A> sum = load(y + j, count);
+      for (int b = 0; b < 3; ++b) sum = fma(broadcast(kernel[b]), load_window(x, j + b - 1, w), sum);
+      store(y + j, sum, count);
+    });
+  }
+  for (const bool last : {false, true}) {
+    const int64_t to = border_index(last ? w : -1, w, rule), from = last ? w - 1 : 0;
+    if (to < 0) continue;
+    const A* const kernel = p.kernel + (last ? 0 : 2);
+    const auto sum = [&](A above, A here, A below) { return kernel[0] * above + kernel[3] * here + kernel[6] * below; };
+    A above = at(row0 - 1, from), here = at(row0, from);
+    for (int64_t i = row0; i < row1; ++i) {
+      const A below = at(i + 1, from);
+      p.y[i * w + to] += sum(above, here, below);
+      above = here, here = below;
+    }
+    if (A* const y = target(-1)) y[to] += sum(0, 0, at(0, from));
+    if (A* const y = target(h)) y[to] += sum(at(h - 1, from), 0, 0);
   }
 }
 
