@@ -53,11 +53,33 @@ void forward(const AdaConvArgs<T>& args) {
   });
 }
 
+// The gradients of kernel and bias, a group's in parts where there are too few groups for the threads.
 template <class T>
-void backward_input(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
+void backward_kernel(const AdaConvBackwardArgs<T>& args) {
+  const AdaConv& p = args.problem;
+  const int64_t units = p.n * p.groups, wanted = 4 * int64_t(torch::stable::get_num_threads());
+  const int64_t parts = std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(p.group_out() / 2, 1));
+  with_kernels<T>([&](const auto& kernels) {
+    parallel_for(units * parts, cost(p) / parts, [&](int64_t begin, int64_t end) {
+      auto conv = kernels.backward_kernel(args);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t unit = i / parts, part = i % parts;
+        conv.run(unit / p.groups, unit % p.groups, p.group_out() * part / parts, p.group_out() * (part + 1) / parts,
+                 -1);
+      }
+    });
+  });
+}
+
+// All gradients that are asked for, that of x among them.
+template <class T>
+void backward(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
   using A = Acc<T>;
   const AdaConv& p = args.problem;
   const int64_t bands = band_count(p.n * p.groups, p.h, p.kh), plane = p.h * p.w;
+  // A group at a time, x and g cross memory once for all gradients.
+  const bool others = args.grad_kernel || args.grad_bias, together = others && bands == 1;
+  if (others && !together) backward_kernel(args);
   // The gradient of x is summed in place, or for 16-bit types in a buffer: a group's planes of this thread, or, where
   // several bands fill a plane, all planes.
   const bool in_place = std::is_same_v<T, A>;
@@ -69,9 +91,11 @@ void backward_input(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
   };
   with_kernels<T>([&](const auto& kernels) {
     for_bands(
-        p, bands, cost(p) / bands, [&] { return std::pair{kernels.backward_input(args), std::vector<A>()}; },
+        p, bands, cost(p) * (together ? 2 : 1) / bands,
+        [&] { return std::tuple{kernels.backward_kernel(args), kernels.backward_input(args), std::vector<A>()}; },
         [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-          auto& [conv, own_planes] = state;
+          auto& [kernel, conv, own_planes] = state;
+          if (together) kernel.run(n, g, 0, p.group_out(), next);
           const int64_t first = g * p.group_in();
           A* grad_x = nullptr;
           if (in_place || buffer) {
@@ -89,22 +113,6 @@ void backward_input(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
         const auto conv = kernels.backward_input(args);
         for (int64_t nc = begin; nc < end; ++nc) conv.finish(nc / p.c, nc % p.c, planes(nc));
       });
-  });
-}
-
-template <class T>
-void backward_kernel(const AdaConvBackwardArgs<T>& args) {
-  const AdaConv& p = args.problem;
-  const int64_t units = p.n * p.groups, wanted = 4 * int64_t(torch::stable::get_num_threads());
-  const int64_t parts = std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(p.group_out() / 2, 1));
-  with_kernels<T>([&](const auto& kernels) {
-    parallel_for(units * parts, cost(p) / parts, [&](int64_t begin, int64_t end) {
-      auto conv = kernels.backward_kernel(args);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t unit = i / parts, part = i % parts;
-        conv.run(unit / p.groups, unit % p.groups, p.group_out() * part / parts, p.group_out() * (part + 1) / parts);
-      }
-    });
   });
 }
 
@@ -167,8 +175,10 @@ std::tuple<Tensor, Tensor, Tensor> adaconv_backward(Tensor grad, Tensor input, T
     args.grad_kernel = need_kernel ? mutable_data<A>(grad_kernel) : nullptr;
     args.grad_bias = need_bias ? mutable_data<A>(grad_bias) : nullptr;
     args.correction = correction;
-    if (need_kernel || need_bias) backward_kernel(args);
-    if (need_input) backward_input(args, input);
+    if (need_input)
+      backward(args, input);
+    else if (need_kernel || need_bias)
+      backward_kernel(args);
   });
   return {grad_input, grad_kernel, grad_bias};
 }

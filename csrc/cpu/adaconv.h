@@ -19,9 +19,10 @@ class InputPlanes {
   // Rows that a tile may have.
   int64_t tile() const { return tile_rows(p_.group_in(), values_.stride(), p_.kh); }
 
-  // Rows [i0 - top, i1 + kh - 1 - top) of the channels of a sample and group: what output rows [i0, i1) read.
+  // Rows [i0 - top, i1 + kh - 1 - top) of the channels of a sample and group: what output rows [i0, i1) read. What lies
+  // `fetched` values beyond them is fetched meanwhile, unless that is 0.
   STYLEKERN_NOINLINE void fill(const T* input, const A* mean, const A* rstd, int64_t n, int64_t g, int64_t i0,
-                               int64_t i1) {
+                               int64_t i1, int64_t fetched = 0) {
     rows_ = i1 - i0 + p_.kh - 1;
     values_.resize(p_.group_in() * rows_);
     for (int64_t m = 0; m < p_.group_in(); ++m) {
@@ -35,6 +36,7 @@ class InputPlanes {
           continue;
         }
         const T* const x = plane + source * p_.input.row;
+        for (int64_t j = 0; fetched && j < p_.w; j += 64 / sizeof(T)) __builtin_prefetch(x + fetched + j);
         if (mean) {
           const Centre<A> centre(mean[nc]);
           const A scale = rstd[nc];

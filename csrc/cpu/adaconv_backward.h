@@ -151,16 +151,19 @@ class AdaConvBackwardKernel {
 
   explicit AdaConvBackwardKernel(const AdaConvBackwardArgs<T>& args) : args_(args), p_(args.problem), x_(p_) {}
 
-  // Outputs [first, last) of a sample and group.
-  void run(int64_t n, int64_t g, int64_t first, int64_t last) {
+  // Outputs [first, last) of a sample and group. `next`: as forward.
+  void run(int64_t n, int64_t g, int64_t first, int64_t last, int64_t next) {
     if (args_.grad_bias)
       for (int64_t o = first; o < last; ++o) bias(n, g, o);
     if (!args_.grad_kernel) return;
     const int64_t taps = int64_t{p_.kh} * p_.kw, tile = std::min(x_.tile(), kPending);
+    const bool fetches = next >= 0 && p_.group_in() * p_.h * p_.w * int64_t(sizeof(T)) <= kFetchedPlane;
+    const int64_t fetched =
+        fetches ? (next / p_.groups - n) * p_.input.n + (next % p_.groups - g) * p_.group_in() * p_.input.p : 0;
     sums_.assign(size_t((last - first) * p_.group_in() * taps), 0.0);
     for (int64_t i0 = 0; i0 < p_.h; i0 += tile) {
       const int64_t rows = std::min(tile, p_.h - i0);
-      x_.fill(args_.input, args_.mean, args_.rstd, n, g, i0, i0 + rows);
+      x_.fill(args_.input, args_.mean, args_.rstd, n, g, i0, i0 + rows, fetched);
       // Sums in A stay short: a strip is as wide as its rows allow.
       const int64_t strip = std::max<int64_t>(kPending / rows, 1) * kLanes<A>;
       for (int64_t j0 = 0; j0 < p_.w; j0 += strip)

@@ -62,6 +62,8 @@ class TestAdaconv(OperatorSuite):
         "one-pixel": lambda: make(n=1, h=1, w=1, padding_mode="replicate", eps=1.0),
         "eight-a-group": lambda: make(n=1, c=8, co=24, size=8, h=11, w=21),
         "odd-groups": lambda: make(n=1, c=14, co=14, size=7, h=4, w=33, padding_mode="replicate"),
+        "one-column": lambda: make(n=1, c=2, co=2, size=1, h=4, w=1, padding_mode="replicate"),
+        "bands-of-rows": lambda: make(n=1, c=1, co=1, size=1, h=67, w=20),
         "two-steps": lambda: make(n=1, c=16, co=24, size=16, k=(1, 3), h=4, w=5),
         "one-row": lambda: make(n=1, c=2, co=2, h=1, w=40, padding_mode="zeros"),
         "empty-batch": lambda: make(n=0),
