@@ -36,7 +36,7 @@ class InputPlanes {
           continue;
         }
         const T* const x = plane + source * p_.input.row;
-        for (int64_t j = 0; fetched && j < p_.w; j += 64 / sizeof(T)) __builtin_prefetch(x + fetched + j);
+        if (fetched) fetch_row(x + fetched, p_.w);
         if (mean) {
           const Centre<A> centre(mean[nc]);
           const A scale = rstd[nc];

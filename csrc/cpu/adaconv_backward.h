@@ -19,8 +19,7 @@ class AdaConvBackwardInput {
 
   // Rows [row0, row1) of all channels of a sample and group, into planes of grad_x. `next`: as forward.
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next, A* grad_x) {
-    if constexpr (std::is_same_v<T, A>)
-      if (p_.depthwise_3x3() && p_.group_out() == 1) return depthwise(n * p_.c + g, row0, row1, next, grad_x);
+    if (p_.depthwise_3x3() && p_.group_out() == 1) return depthwise(n * p_.c + g, row0, row1, next, grad_x);
     const int64_t tile = tile_rows(p_.group_out(), g_.stride(), p_.kh);
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);
@@ -53,23 +52,41 @@ class AdaConvBackwardInput {
   int right() const { return p_.kw - 1 - p_.left(); }
   const T* grad_plane(int64_t no) const { return args_.grad + no / p_.out_c * p_.grad.n + no % p_.out_c * p_.grad.p; }
 
-  void depthwise(int64_t nc, int64_t row0, int64_t row1, int64_t next, A* grad_x) const {
+  void depthwise(int64_t nc, int64_t row0, int64_t row1, int64_t next, A* grad_x) {
     A turned[9];
     std::reverse_copy(args_.kernel + nc * 9, args_.kernel + nc * 9 + 9, turned);
     const bool fetched = next >= 0 && p_.h * p_.w * int64_t(sizeof(T)) <= kFetchedPlane;
-    const DepthwisePlane<T> plane{.x = grad_plane(nc),
-                                  .y = grad_x,
-                                  .h = p_.h,
-                                  .w = p_.w,
-                                  .row = p_.grad.row,
-                                  .padding = Padding::kZeros,
-                                  .mean = 0,
-                                  .rstd = 1,
-                                  .kernel = turned,
-                                  .streamed = false,
-                                  .next = grad_plane(fetched ? next : nc)};
+    const T *const g = grad_plane(nc), *const next_g = grad_plane(fetched ? next : nc);
+    DepthwisePlane<A> plane{.x = nullptr,
+                            .y = grad_x,
+                            .h = p_.h,
+                            .w = p_.w,
+                            .row = p_.grad.row,
+                            .padding = Padding::kZeros,
+                            .mean = 0,
+                            .rstd = 1,
+                            .kernel = turned,
+                            .streamed = false,
+                            .next = nullptr};
+    if constexpr (std::is_same_v<T, A>)
+      plane.x = g, plane.next = next_g;
+    else
+      plane.x = plane.next = widened(g, next_g, row0, row1), plane.row = p_.w;
     depthwise_3x3(plane, row0, row1);
     fold_3x3(plane, p_.padding, row0, row1);
+  }
+
+  // A plane in A, dense, as far as rows [row0, row1) read it. Meanwhile `next` is fetched, unless it is the plane.
+  STYLEKERN_NOINLINE const A* widened(const T* g, const T* next, int64_t row0, int64_t row1) {
+    widened_.resize(size_t(p_.h * p_.w));
+    for (int64_t i = std::max<int64_t>(row0 - 1, 0); i < std::min(row1 + 1, p_.h); ++i) {
+      const T* const from = g + i * p_.grad.row;
+      A* const to = widened_.data() + i * p_.w;
+      if (next != g) fetch_row(next + i * p_.grad.row, p_.w);
+      for_vectors<A>(
+          p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { store(to + j, load(from + j, count), count); });
+    }
+    return widened_.data();
   }
 
   // Rows of g that the rows [i0, i1) of grad_x read, with zeros around.
@@ -139,6 +156,7 @@ class AdaConvBackwardInput {
   PaddedRows<A> g_, rows_;
   int64_t g_rows_ = 0;
   BlockWeights<A> weights_;
+  std::vector<A> widened_;
 };
 
 // The gradients of kernel and bias:

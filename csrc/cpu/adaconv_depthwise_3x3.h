@@ -27,9 +27,7 @@ struct DepthwisePlane {
   }
   // Rows [i0, i1) of the next plane.
   STYLEKERN_ALWAYS_INLINE void fetch_next(int64_t i0, int64_t i1) const {
-    constexpr int64_t line = 64 / sizeof(T);
-    for (int64_t i = i0; next != x && i < i1; ++i)
-      for (int64_t j = 0; j < w; j += line) __builtin_prefetch(next + i * row + j);
+    for (int64_t i = i0; next != x && i < i1; ++i) fetch_row(next + i * row, w);
   }
 };
 

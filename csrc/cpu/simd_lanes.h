@@ -282,9 +282,15 @@ STYLEKERN_INLINE void fetch_ahead(const T* p) {
     __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + at));
 }
 
-// The same for rows of w values of several taps, read or written, a whole row at once: streams that stop for other
-// work, or for the next plane, are lost as well. Inlined: calls of a function that does nothing else are left out, as
-// if it did nothing.
+// Fetches a row of w values. (Inlined, as what follows: calls of a function that does nothing else are left out, as if
+// it did nothing.)
+template <class T>
+STYLEKERN_INLINE void fetch_row(const T* row, int64_t w) {
+  for (int64_t j = 0; j < w; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + j);
+}
+
+// As fetch_ahead() for rows of w values of several taps, read or written, a whole row at once: streams that stop for
+// other work, or for the next plane, are lost as well.
 template <class T>
 STYLEKERN_INLINE void fetch_rows_ahead(const T* row, int64_t w, int64_t tap, int taps) {
   constexpr int64_t kLine = 64 / sizeof(T);
