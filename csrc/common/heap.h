@@ -32,7 +32,8 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
 // glibc gives the end of its heap back to the system once more is free there than twice the largest block that it has
 // mapped by itself so far. Where a call's results together are more than that, as three gradients of one size are, each
 // call has fresh pages, and these cost several times what the operator does. A block of a few results' size, mapped and
-// freed without being touched, raises the limit, as one larger tensor would. Limits that a user has set stay.
+// freed without being touched, raises the limit, as one larger tensor would. Limits that a user has set stay. (Of two
+// threads that raise it at once the lower may be noted: one block more, later.)
 inline void keep_on_heap(int64_t bytes) {
 #ifdef __GLIBC__
   constexpr int64_t kResults = 4, kSmallest = int64_t{1} << 17;          // what glibc begins with

@@ -77,8 +77,9 @@ void backward(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
   using A = Acc<T>;
   const AdaConv& p = args.problem;
   const int64_t bands = band_count(p.n * p.groups, p.h, p.kh), plane = p.h * p.w;
-  // A group at a time, x and g cross memory once for all gradients.
-  const bool others = args.grad_kernel || args.grad_bias, together = others && bands == 1;
+  // A group at a time, x and g cross memory once for all gradients; where there are groups enough for the threads.
+  const bool others = args.grad_kernel || args.grad_bias;
+  const bool together = others && p.n * p.groups >= 4 * int64_t(torch::stable::get_num_threads());
   if (others && !together) backward_kernel(args);
   // The gradient of x is summed in place, or for 16-bit types in a buffer: a group's planes of this thread, or, where
   // several bands fill a plane, all planes.
@@ -91,10 +92,11 @@ void backward(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
   };
   with_kernels<T>([&](const auto& kernels) {
     for_bands(
-        p, bands, cost(p) * (together ? 2 : 1) / bands,
+        p, bands, cost(p) * (together && args.grad_kernel ? 2 : 1) / bands,
         [&] { return std::tuple{kernels.backward_kernel(args), kernels.backward_input(args), std::vector<A>()}; },
         [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
           auto& [kernel, conv, own_planes] = state;
+          if (bands > 1) next = -1;
           if (together) kernel.run(n, g, 0, p.group_out(), next);
           const int64_t first = g * p.group_in();
           A* grad_x = nullptr;
@@ -104,7 +106,7 @@ void backward(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
             own_planes.resize(size_t(p.group_in() * plane));
             grad_x = own_planes.data();
           }
-          conv.run(n, g, row0, row1, bands == 1 ? next : -1, grad_x);
+          conv.run(n, g, row0, row1, next, grad_x);
           if (bands == 1)
             for (int64_t m = 0; m < p.group_in(); ++m) conv.finish(n, first + m, grad_x + m * plane);
         });

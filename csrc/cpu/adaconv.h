@@ -20,9 +20,9 @@ class InputPlanes {
   int64_t tile() const { return tile_rows(p_.group_in(), values_.stride(), p_.kh); }
 
   // Rows [i0 - top, i1 + kh - 1 - top) of the channels of a sample and group: what output rows [i0, i1) read. What lies
-  // `fetched` values beyond them is fetched meanwhile, unless that is 0.
+  // `ahead` values beyond them is fetched meanwhile, unless that is 0.
   STYLEKERN_NOINLINE void fill(const T* input, const A* mean, const A* rstd, int64_t n, int64_t g, int64_t i0,
-                               int64_t i1, int64_t fetched = 0) {
+                               int64_t i1, int64_t ahead = 0) {
     rows_ = i1 - i0 + p_.kh - 1;
     values_.resize(p_.group_in() * rows_);
     for (int64_t m = 0; m < p_.group_in(); ++m) {
@@ -36,7 +36,7 @@ class InputPlanes {
           continue;
         }
         const T* const x = plane + source * p_.input.row;
-        if (fetched) fetch_row(x + fetched, p_.w);
+        if (ahead) fetch_row(x + ahead, p_.w);
         if (mean) {
           const Centre<A> centre(mean[nc]);
           const A scale = rstd[nc];
@@ -92,7 +92,7 @@ class AdaConvForward {
 
   void depthwise(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
     const int64_t nc = n * p_.c + g;
-    const bool fetched = next >= 0 && p_.h * p_.w * int64_t(sizeof(T)) <= kFetchedPlane;
+    const int64_t fetched = to_fetch<T>(p_, next);
     DepthwisePlane<T> plane{.x = input_plane(nc),
                             .h = p_.h,
                             .w = p_.w,
@@ -101,7 +101,7 @@ class AdaConvForward {
                             .mean = args_.mean ? args_.mean[nc] : A(0),
                             .rstd = args_.mean ? args_.rstd[nc] : A(1),
                             .streamed = args_.streamed,
-                            .next = fetched ? input_plane(next) : input_plane(nc)};
+                            .next = input_plane(fetched < 0 ? nc : fetched)};
     for (int64_t o = g * p_.group_out(); o < (g + 1) * p_.group_out(); ++o) {
       const int64_t no = n * p_.out_c + o;
       plane.y = args_.output + no * p_.h * p_.w;

@@ -55,8 +55,8 @@ class AdaConvBackwardInput {
   void depthwise(int64_t nc, int64_t row0, int64_t row1, int64_t next, A* grad_x) {
     A turned[9];
     std::reverse_copy(args_.kernel + nc * 9, args_.kernel + nc * 9 + 9, turned);
-    const bool fetched = next >= 0 && p_.h * p_.w * int64_t(sizeof(T)) <= kFetchedPlane;
-    const T *const g = grad_plane(nc), *const next_g = grad_plane(fetched ? next : nc);
+    const int64_t fetched = to_fetch<T>(p_, next);
+    const T *const g = grad_plane(nc), *const next_g = grad_plane(fetched < 0 ? nc : fetched);
     DepthwisePlane<A> plane{.x = nullptr,
                             .y = grad_x,
                             .h = p_.h,
@@ -68,25 +68,31 @@ class AdaConvBackwardInput {
                             .kernel = turned,
                             .streamed = false,
                             .next = nullptr};
-    if constexpr (std::is_same_v<T, A>)
-      plane.x = g, plane.next = next_g;
-    else
-      plane.x = plane.next = widened(g, next_g, row0, row1), plane.row = p_.w;
-    depthwise_3x3(plane, row0, row1);
-    fold_3x3(plane, p_.padding, row0, row1);
+    const int64_t tile = std::is_same_v<T, A> ? row1 - row0 : tile_rows(1, p_.w, p_.kh);
+    for (int64_t i0 = row0; i0 < row1; i0 += tile) {
+      const int64_t i1 = std::min(i0 + tile, row1);
+      if constexpr (std::is_same_v<T, A>)
+        plane.x = g, plane.next = next_g;
+      else
+        plane.x = plane.next = widened(g, next_g, i0, i1), plane.row = p_.w;
+      depthwise_3x3(plane, i0, i1);
+      fold_3x3(plane, p_.padding, i0, i1);
+    }
   }
 
-  // A plane in A, dense, as far as rows [row0, row1) read it. Meanwhile `next` is fetched, unless it is the plane.
-  STYLEKERN_NOINLINE const A* widened(const T* g, const T* next, int64_t row0, int64_t row1) {
-    widened_.resize(size_t(p_.h * p_.w));
-    for (int64_t i = std::max<int64_t>(row0 - 1, 0); i < std::min(row1 + 1, p_.h); ++i) {
+  // A plane in A, dense, from where its row 0 would lie; it has the rows that rows [i0, i1) read. Meanwhile `next` is
+  // fetched, unless it is the plane.
+  STYLEKERN_NOINLINE const A* widened(const T* g, const T* next, int64_t i0, int64_t i1) {
+    const int64_t first = std::max<int64_t>(i0 - 1, 0), end = std::min(i1 + 1, p_.h);
+    widened_.resize(size_t((end - first) * p_.w));
+    for (int64_t i = first; i < end; ++i) {
       const T* const from = g + i * p_.grad.row;
-      A* const to = widened_.data() + i * p_.w;
+      A* const to = widened_.data() + (i - first) * p_.w;
       if (next != g) fetch_row(next + i * p_.grad.row, p_.w);
       for_vectors<A>(
           p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { store(to + j, load(from + j, count), count); });
     }
-    return widened_.data();
+    return widened_.data() - first * p_.w;
   }
 
   // Rows of g that the rows [i0, i1) of grad_x read, with zeros around.
@@ -175,13 +181,14 @@ class AdaConvBackwardKernel {
       for (int64_t o = first; o < last; ++o) bias(n, g, o);
     if (!args_.grad_kernel) return;
     const int64_t taps = int64_t{p_.kh} * p_.kw, tile = std::min(x_.tile(), kPending);
-    const bool fetches = next >= 0 && p_.group_in() * p_.h * p_.w * int64_t(sizeof(T)) <= kFetchedPlane;
-    const int64_t fetched =
-        fetches ? (next / p_.groups - n) * p_.input.n + (next % p_.groups - g) * p_.group_in() * p_.input.p : 0;
+    const int64_t fetched = to_fetch<T>(p_, next);
+    const int64_t ahead =
+        fetched < 0 ? 0
+                    : (fetched / p_.groups - n) * p_.input.n + (fetched % p_.groups - g) * p_.group_in() * p_.input.p;
     sums_.assign(size_t((last - first) * p_.group_in() * taps), 0.0);
     for (int64_t i0 = 0; i0 < p_.h; i0 += tile) {
       const int64_t rows = std::min(tile, p_.h - i0);
-      x_.fill(args_.input, args_.mean, args_.rstd, n, g, i0, i0 + rows, fetched);
+      x_.fill(args_.input, args_.mean, args_.rstd, n, g, i0, i0 + rows, ahead);
       // Sums in A stay short: a strip is as wide as its rows allow.
       const int64_t strip = std::max<int64_t>(kPending / rows, 1) * kLanes<A>;
       for (int64_t j0 = 0; j0 < p_.w; j0 += strip)

@@ -5,7 +5,13 @@
 // plane is fetched: else its statistics, and then its first rows, wait for memory by themselves.
 namespace stylekern::STYLEKERN_TARGET {
 
-inline constexpr int64_t kFetchedPlane = 1 << 17;  // bytes that wait in a second-level cache beside a plane
+// The n * groups + g whose planes are fetched meanwhile: the next, where they can wait in a second-level cache; else
+// -1.
+template <class T>
+int64_t to_fetch(const AdaConv& p, int64_t next) {
+  constexpr int64_t kFitting = 1 << 17;
+  return p.group_in() * p.h * p.w * int64_t(sizeof(T)) <= kFitting ? next : -1;
+}
 
 // A channel's plane, and the output that is computed from it. (Backward: of g, and the gradient of x.)
 template <class T>
@@ -18,7 +24,7 @@ struct DepthwisePlane {
   A mean, rstd, bias = 0;
   const A* kernel = nullptr;
   bool streamed;
-  const T* next;  // the plane to fetch meanwhile, of the same strides; x itself, which is no test a row: none
+  const T* next;  // the plane to fetch meanwhile, of the same strides; x itself: none, without a test a row
 
   // The row of x that a tap of output row i reads; null: zeros.
   const T* source(int64_t i) const {
@@ -57,8 +63,8 @@ class ShiftAtEnd {
 //
 // Down the rows of x, so that what is loaded serves the three rows of sums that it takes part in. An addition to a
 // sum waits for the one before it, but not for another's: with two vectors there are enough of them to wait for
-// nothing, with four too many for the registers. The rows above and below, which may be zeros, are no matter of the
-// loop: a test in it would cost a multiply-add.
+// nothing, with four too many for the registers. (AVX2 has its weights in memory, with two as with three.) The rows
+// above and below, which may be zeros, are no matter of the loop: a test in it would cost a multiply-add.
 template <bool first, bool last, class T, int V, class N = std::integral_constant<int, kLanes<Acc<T>>>>
 STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<T>> (&weights)[9], int64_t i0,
                                       int64_t i1, const int64_t (&j)[V], N count = {}) {
@@ -73,13 +79,17 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
   for (int v = 0; v < V; ++v) sum[0][v] = sum[1][v] = sum[2][v] = bias;
   // Adds a row of x to the sums from `from` to `to`.
   const auto take = [&](const T* row, auto from, auto to) STYLEKERN_ALWAYS_INLINE {
+    Vec<A> alone{};  // what is left and right of the only vector is in it
+    if constexpr (V == 1) alone = centre(load(row + j[0], count));
 #pragma GCC unroll 3
     for (int b = 0; b < 3; ++b) {
       Vec<A> x[V];  // of one tap: those of all three would leave no registers to the weights
 #pragma GCC unroll 3
       for (int v = 0; v < V; ++v) {
         const T* const here = row + j[v];
-        if (first && v == 0 && b == 0)
+        if (V == 1)
+          x[v] = b == 0 ? left(alone) : b == 2 ? right(alone) : alone;
+        else if (first && v == 0 && b == 0)
           x[v] = left(centre(load(here, count)));
         else if (last && v == V - 1 && b == 2)
           x[v] = right(centre(load(here, count)));

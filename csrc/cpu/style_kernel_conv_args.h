@@ -28,7 +28,7 @@ struct StyleKernelConvBackwardArgs {
   T *grad_input = nullptr, *grad_vertical = nullptr, *grad_horizontal = nullptr;  // null: not asked for
   int64_t correction = 0;
   bool streamed = false;  // the gradients of the filters bypass the caches
-  bool fetched = false;   // as forward
+  bool fetched = false;   // rows of filters, and of their gradients, are fetched ahead
 };
 
 }  // namespace stylekern
