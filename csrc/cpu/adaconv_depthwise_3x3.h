@@ -1,12 +1,11 @@
-// adaconv on the CPU, one channel a group and three taps both ways: no scratch. Included by foreach_target.h.
+// adaconv on the CPU, one channel a group and three taps both ways. Included by foreach_target.h.
 //
 // Nine multiply-adds a value leave no room for a detour: a scratch row would be stored and loaded once more for a tenth
-// of that. So x is read where it lies, centred as it is loaded, and rstd is part of the weights. Meanwhile the next
-// plane is fetched: else its statistics, and then its first rows, wait for memory by themselves.
+// of that. So there is no scratch: x is read where it lies, centred as it is loaded, and rstd is part of the weights.
+// Meanwhile the next plane is fetched: else its statistics, and then its first rows, wait for memory by themselves.
 namespace stylekern::STYLEKERN_TARGET {
 
-// The n * groups + g whose planes are fetched meanwhile: the next, where they can wait in a second-level cache; else
-// -1.
+// Whose planes are fetched meanwhile: `next`, an n * groups + g, where they can wait in a second-level cache; else -1.
 template <class T>
 int64_t to_fetch(const AdaConv& p, int64_t next) {
   constexpr int64_t kFitting = 1 << 17;
@@ -79,7 +78,7 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
   for (int v = 0; v < V; ++v) sum[0][v] = sum[1][v] = sum[2][v] = bias;
   // Adds a row of x to the sums from `from` to `to`.
   const auto take = [&](const T* row, auto from, auto to) STYLEKERN_ALWAYS_INLINE {
-    Vec<A> alone{};  // what is left and right of the only vector is in it
+    Vec<A> alone{};  // what lies left and right of an only vector is in it
     if constexpr (V == 1) alone = centre(load(row + j[0], count));
 #pragma GCC unroll 3
     for (int b = 0; b < 3; ++b) {
