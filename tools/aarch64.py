@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import build_library
 from built_copy import make_copy, run
@@ -19,6 +20,7 @@ from built_copy import make_copy, run
 DEBIAN = build_library.ROOT / "build" / "aarch64"
 PACKAGES = DEBIAN / "usr/local/lib/python3.11/dist-packages"  # Debian 12's Python
 COMPILER = "aarch64-linux-gnu-g++"
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
 NEEDED = {"debootstrap": "debootstrap", "qemu-aarch64-static": "qemu-user-static", COMPILER: "g++-aarch64-linux-gnu"}
 TORCH = "torch==2.10.0"  # the oldest that the library runs under
 OF_TORCH = ("filelock", "fsspec", "jinja2", "networkx", "sympy", "typing-extensions", "setuptools")
@@ -33,6 +35,10 @@ def main(arguments: list[str]) -> int:
     missing = [package for name, package in NEEDED.items() if not shutil.which(name)]
     if missing or os.geteuid():
         print("make aarch64 needs Debian, root, and: apt-get install", *(missing or NEEDED.values()), "binfmt-support")
+        return 2
+    if not (BINFMT / "qemu-aarch64").exists():
+        print(f"make aarch64 needs qemu registered: mount -t binfmt_misc binfmt_misc {BINFMT};", end=" ")
+        print("update-binfmts --enable qemu-aarch64")
         return 2
     if not PACKAGES.is_dir():
         make_debian()
