@@ -143,8 +143,8 @@ struct OutputPlane {
 
 // Whether long rows of filters, where they come from memory, should be fetched ahead. Six streams that go on side by
 // side the processor follows by itself; but it begins anew at each plane, and some pages are behind it before it does
-// well. Measured on AVX2 and AVX-512 (Zen 5): 0.5 to 0.9 of the time below these sizes, beyond them up to 1.08. Short
-// rows gain nothing by it.
+// well. Measured on AVX2 and AVX-512 (Zen 5): 0.5 to 1 of the time below these sizes, but up to 1.13 for 16-bit planes
+// that caches still have; beyond them up to 1.08. Short rows of floats: 0.83 to 1.08, by the memory of the moment.
 template <class T>
 bool fetches_3x3(const StyleKernelConv& p) {
   return sizeof(T) == 2 ? p.h * p.w <= 1 << 14 : p.h * p.w < 1 << 12;
