@@ -5,11 +5,10 @@
 // Meanwhile the next plane is fetched: else its statistics, and then its first rows, wait for memory by themselves.
 namespace stylekern::STYLEKERN_TARGET {
 
-// Whose planes are fetched meanwhile: `next`, an n * groups + g, where they can wait in a second-level cache; else -1.
+// Whose planes are fetched meanwhile: `next`, an n * groups + g, where they can wait in a cache; else -1.
 template <class T>
 int64_t to_fetch(const AdaConv& p, int64_t next) {
-  constexpr int64_t kFitting = 1 << 17;
-  return p.group_in() * p.h * p.w * int64_t(sizeof(T)) <= kFitting ? next : -1;
+  return waits_in_cache(p.group_in() * p.h * p.w * int64_t(sizeof(T))) ? next : -1;
 }
 
 // A channel's plane, and the output that is computed from it. (Backward: of g, and the gradient of x.)

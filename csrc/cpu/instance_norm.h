@@ -34,7 +34,7 @@ class PlaneMoments {
 
   // Of no plane, null, there is nothing to take.
   PlaneMoments(const T* plane, int64_t h, int64_t w, int64_t row) : at{plane ? h : 0, w}, plane_(plane), row_(row) {
-    flatten(at.h, at.w, {row});
+    if (plane) flatten(at.h, at.w, {row});
     Vec<A> sum{};
     const int64_t first = plane ? std::min<int64_t>(at.w, 64) : 0;
     for_vectors<A>(first, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { sum += load(plane + j, count); });
@@ -48,9 +48,9 @@ class PlaneMoments {
     for (int k = 0; k < 2; ++k) sums_[k] = piece.sums[k], squares_[k] = piece.squares[k];
     if (at.pass(length)) collect();
   }
-  // Goes on for `values` more of the plane's values, or to its end, once `least` have come together.
-  STYLEKERN_INLINE void advance(int64_t values, int64_t least = PiecesOf::kPiece) {
-    if ((at.owed += values) >= least) pay();
+  // Goes on for `values` more of the plane's values, or to its end, once a piece has come together.
+  STYLEKERN_INLINE void advance(int64_t values) {
+    if ((at.owed += values) >= at.kPiece) pay();
   }
 
   void result(double eps, int64_t correction, A* mean, A* rstd) {

@@ -96,6 +96,9 @@ inline Half to_half(float x) {
 // that is more.
 inline bool is_large(int64_t bytes) { return bytes >= int64_t{16} << 20; }
 
+// Whether a plane that is fetched before its turn still is in a second-level cache then.
+inline bool waits_in_cache(int64_t bytes) { return bytes <= int64_t{1} << 17; }
+
 // Whether results should bypass the caches, which saves reading each line before it is overwritten. Measured on two
 // cores, all operators: where they are large that gains up to a third, below it loses as much.
 inline bool worth_streaming(const void* results, int64_t bytes, int64_t row_bytes) {

@@ -84,14 +84,15 @@ class StyleKernelConvForward {
         border_(p_.w, p_.rh(), p_.padding),
         t_(p_.w, p_.rh()),
         zeros_(size_t(p_.w)),
-        fetched_3x3_(args.fetched && fetches_3x3<T>(p_)) {}
+        fetched_3x3_(args.fetched && fetches_3x3<T>(p_)),
+        fetches_input_(args.fetched && args.mean && waits_in_cache(p_.h * p_.w * int64_t(sizeof(T)))) {}
 
   // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that is this thread's next, or -1.
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
     if (p_.kv == 3 && p_.kh == 3 && p_.composition == Composition::kSequential) {
       with_vectors<A>(p_.w, [&](auto vectors) { run_3x3<vectors>(n, g, row0, row1, next); });
     } else {
-      run_tiles(n, g, row0, row1);
+      run_tiles(n, g, row0, row1, next);
     }
     if (args_.streamed) finish_streams();
   }
@@ -117,14 +118,21 @@ class StyleKernelConvForward {
     return args_.bias + n * p_.bias.n + (p_.bias_groups == p_.c ? c : g) * p_.bias.p;
   }
 
+  // The plane whose rows are fetched meanwhile, or null.
+  const T* to_fetch(int64_t next) const { return next >= 0 && fetches_input_ ? plane(next) : nullptr; }
+
   template <int V>
   void run_3x3(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
     const int64_t cpg = p_.channels_per_group();
-    const auto rows = [&](int64_t c, int64_t i0, int64_t i1, PlaneMoments<T>* ahead) STYLEKERN_ALWAYS_INLINE {
+    const T* const fetched = to_fetch(next);
+    // The next plane's statistics: see forward_short_rows_3x3.
+    const bool summed = V == 2 && next >= 0 && cpg == 1 && args_.mean;
+    PlaneMoments<T> moments(summed ? plane(next) : nullptr, p_.h, p_.w, p_.input.row);
+    const auto rows = [&](int64_t c, int64_t i0, int64_t i1) STYLEKERN_ALWAYS_INLINE {
       const int64_t nc = n * p_.c + c;
       const T* const bias = this->bias(n, g, c);
       const InputPlane<T> from(p_, plane(nc), args_.mean ? args_.mean + nc : nullptr,
-                               args_.mean ? args_.rstd + nc : nullptr, zeros_.data());
+                               args_.mean ? args_.rstd + nc : nullptr, zeros_.data(), fetched);
       const OutputPlane<T> to{args_.vertical + n * p_.vertical.n + g * p_.vertical.p,
                               args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p,
                               bias ? bias : zeros_.data(),
@@ -139,27 +147,27 @@ class StyleKernelConvForward {
                               args_.streamed,
                               fetched_3x3_};
       if constexpr (V > 0)
-        forward_short_rows_3x3<V>(to, from, i0, i1, ahead);
+        forward_short_rows_3x3<V>(to, from, i0, i1, moments);
       else
-        forward_long_rows_3x3(to, from, i0, i1, ahead);
+        forward_long_rows_3x3(to, from, i0, i1);
     };
-    const bool with_next = next >= 0 && cpg == 1 && args_.mean;
-    PlaneMoments<T> moments(with_next ? plane(next) : nullptr, p_.h, p_.w, p_.input.row);
     // Filters that several channels share stay in the first-level cache from one to the next.
     const int64_t tile = cpg == 1 ? row1 - row0 : std::max<int64_t>(kTileValues / p_.w, 1);
     for (int64_t i0 = row0; i0 < row1; i0 += tile)
       for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c)
-        rows(c, i0, std::min(i0 + tile, row1), with_next ? &moments : nullptr);
-    if (!with_next) return;
+        rows(c, i0, std::min(i0 + tile, row1));
+    if (!summed) return;
     moments.result(args_.eps, args_.correction, args_.mean + next, args_.rstd + next);
     ready_ = next;
   }
 
-  void run_tiles(int64_t n, int64_t g, int64_t row0, int64_t row1) {
+  void run_tiles(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
+    const T* const fetched = to_fetch(next);
     const int64_t cpg = p_.channels_per_group(), tile = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), 1);
     const int64_t rows = std::max<int64_t>(tile, 2 * p_.rv());  // rows of x are read again above and below a tile
     for (int64_t i0 = row0; i0 < row1; i0 += rows) {
       const int64_t i1 = std::min(i0 + rows, row1);
+      for (int64_t i = i0; fetched && i < i1; ++i) fetch_row(fetched + i * p_.input.row, p_.w);
       for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) {
         const bool normalize = args_.mean != nullptr;
         const int64_t nc = n * p_.c + c;
@@ -234,7 +242,7 @@ class StyleKernelConvForward {
   RowBorder border_;
   PaddedRows<A> t_;
   std::vector<T> zeros_;
-  bool fetched_3x3_;
+  bool fetched_3x3_, fetches_input_;
   int64_t ready_ = -1;
 };
 

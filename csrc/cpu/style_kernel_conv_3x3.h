@@ -70,15 +70,18 @@ struct InputRows {
   }
 };
 
-// A channel's plane of x; without normalisation, mean is null. `zeros` is a row of them.
+// A channel's plane of x; without normalisation, mean is null. `zeros` is a row of them. `next`: a plane of the same
+// strides to fetch meanwhile, or null.
 template <class T>
 class InputPlane {
  public:
   using A = Acc<T>;
 
-  InputPlane(const StyleKernelConv& p, const T* x, const A* mean, const A* rstd, const T* zeros)
+  InputPlane(const StyleKernelConv& p, const T* x, const A* mean, const A* rstd, const T* zeros,
+             const T* next = nullptr)
       : x_(x),
         zeros_(zeros),
+        next_(next),
         row_(p.input.row),
         h_(p.h),
         above_(border_index(-1, p.h, p.padding)),
@@ -106,13 +109,18 @@ class InputPlane {
       for (int k = 0; k < V; ++k) to[k] = Vec<A>{};
   }
 
+  // Row i, of w values, of the next plane.
+  STYLEKERN_ALWAYS_INLINE void fetch_next(int64_t i, int64_t w) const {
+    if (next_) fetch_row(next_ + i * row_, w);
+  }
+
  private:
   STYLEKERN_ALWAYS_INLINE void set_border(InputRows<T>& rows, int a, int64_t i) const {
     rows.row[a] = i < 0 ? zeros_ : x_ + i * row_;
     if (i < 0) rows.minus_mean[a] = 0, rows.rstd[a] = 1;
   }
 
-  const T *x_, *zeros_;
+  const T *x_, *zeros_, *next_;
   int64_t row_, h_, above_, below_;
   A minus_mean_, rstd_;
 };
@@ -139,31 +147,38 @@ struct OutputPlane {
   int64_t w, v_row, v_tap, u_row, u_tap, bias_row;
   Padding padding;
   bool streamed, fetched;
+
+  // What rows of `values` read that come later than these.
+  STYLEKERN_ALWAYS_INLINE void fetch_filters(const T* v_row, const T* u_row, const T* bias_row, int64_t values) const {
+    if (!fetched) return;
+    fetch_rows_ahead(v_row, values, v_tap, 3), fetch_rows_ahead(u_row, values, u_tap, 3);
+    fetch_rows_ahead(bias_row, values, 0, 1);
+  }
 };
 
-// Whether long rows of filters, where they come from memory, should be fetched ahead. Six streams that go on side by
-// side the processor follows by itself; but it begins anew at each plane, and some pages are behind it before it does
-// well. Measured on AVX2 and AVX-512 (Zen 5): 0.5 to 1 of the time below these sizes, but up to 1.13 for 16-bit planes
-// that caches still have; beyond them up to 1.08. Short rows of floats: 0.83 to 1.08, by the memory of the moment.
+// Whether filters that come from memory should be fetched ahead. Six streams that go on side by side the processor
+// follows by itself; but it begins anew at each plane, and some pages are behind it before it does well. Measured on
+// AVX2 and AVX-512 (Zen 5): 0.5 to 1 of the time where this says so, but up to 1.13 for 16-bit planes that caches still
+// have; else 0.8 to 1.15, by the memory of the moment. Rows in registers wait for less: floats only lose.
 template <class T>
 bool fetches_3x3(const StyleKernelConv& p) {
-  return sizeof(T) == 2 ? p.h * p.w <= 1 << 14 : p.h * p.w < 1 << 12;
+  constexpr int64_t lanes = kLanes<Acc<T>>;
+  const int64_t values = p.h * p.w;
+  if (sizeof(T) == 2) return p.w != 2 * lanes && values <= 1 << 14;
+  return p.w != 2 * lanes && p.w != 4 * lanes && values < 1 << 12;
 }
 
-// y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j], rows [i0, i1). `ahead`: the sums of another plane, which come
-// along, or null: rows wait for memory more than they compute.
+// y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j], rows [i0, i1)
 template <class T>
-STYLEKERN_INLINE void forward_long_rows_3x3(const OutputPlane<T>& to, const InputPlane<T>& from, int64_t i0, int64_t i1,
-                                            PlaneMoments<T>* ahead) {
+STYLEKERN_INLINE void forward_long_rows_3x3(const OutputPlane<T>& to, const InputPlane<T>& from, int64_t i0,
+                                            int64_t i1) {
   using A = Acc<T>;
   for (int64_t i = i0; i < i1; ++i) {
     const InputRows<T> x = from.rows(i);
+    from.fetch_next(i, to.w);
     const T *const v = to.v + i * to.v_row, *const u = to.u + i * to.u_row, *const bias = to.bias + i * to.bias_row;
     T* const y = to.y + i * to.w;
-    if (to.fetched) {
-      fetch_rows_ahead(v, to.w, to.v_tap, 3), fetch_rows_ahead(u, to.w, to.u_tap, 3);
-      fetch_rows_ahead(bias, to.w, 0, 1);
-    }
+    to.fetch_filters(v, u, bias, to.w);
     for_neighbours<A>(
         to.w, to.w % kLanes<A>, to.padding,
         [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { return vertical_3x3(x, v, to.v_tap, j, count); },
@@ -173,7 +188,6 @@ STYLEKERN_INLINE void forward_long_rows_3x3(const OutputPlane<T>& to, const Inpu
           sum = fma(load(u + 2 * to.u_tap + j, count), right, sum);
           store_or_stream(y + j, sum, count, to.streamed);
         });
-    if (ahead) ahead->advance(to.w, 64);  // in short pieces: the streams wait meanwhile
   }
 }
 
