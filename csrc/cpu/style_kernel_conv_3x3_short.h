@@ -22,8 +22,8 @@ STYLEKERN_INLINE void vertical_short_3x3(const T* v, int64_t tap, const Vec<Acc<
 }
 
 // y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j], rows [i0, i1). `ahead`: the sums of another plane, or of none,
-// which come along where registers are left: beside two vectors of a row, a pair of the other's. (Calls that take a piece
-// every few rows cost more than they hide: 1.03 to 1.3 of the time with four vectors and in long rows.)
+// which come along where registers are left: beside two vectors of a row, a pair of the other's. (Calls that take a
+// piece every few rows cost more than they hide: 1.03 to 1.3 of the time with four vectors and in long rows.)
 template <int V, class T>
 STYLEKERN_INLINE void forward_short_rows_3x3(const OutputPlane<T>& to, const InputPlane<T>& from, int64_t i0,
                                              int64_t i1, PlaneMoments<T>& ahead) {
