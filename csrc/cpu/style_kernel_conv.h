@@ -154,8 +154,7 @@ class StyleKernelConvForward {
     // Filters that several channels share stay in the first-level cache from one to the next.
     const int64_t tile = cpg == 1 ? row1 - row0 : std::max<int64_t>(kTileValues / p_.w, 1);
     for (int64_t i0 = row0; i0 < row1; i0 += tile)
-      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c)
-        rows(c, i0, std::min(i0 + tile, row1));
+      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) rows(c, i0, std::min(i0 + tile, row1));
     if (!summed) return;
     moments.result(args_.eps, args_.correction, args_.mean + next, args_.rstd + next);
     ready_ = next;
