@@ -24,6 +24,7 @@ struct AdainKernels {
     const Centre<A> centre(args.content_mean[plane]);
     const A style_mean = args.style_mean[plane];
     const A scale = A(double(args.content_rstd[plane]) / double(args.style_rstd[plane]));
+    const bool streamed = args.streamed;  // a copy: results might overwrite what is read through a reference
     const T* const x = args.content_plane(plane) + row0 * p.content.row;
     T* const y = args.output + (plane * p.h + row0) * p.w;
     int64_t h = row1 - row0, w = p.w;
@@ -35,7 +36,7 @@ struct AdainKernels {
       T* const to = y + i * w;
       const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const Vec<A> centred = centre(load(from + j, count));
-        store_or_stream(to + j, fma(centred, broadcast(scale), broadcast(style_mean)), count, args.streamed);
+        store_or_stream(to + j, fma(centred, broadcast(scale), broadcast(style_mean)), count, streamed);
       };
       map_vectors_beside(to, w, one, content, style);
     }
@@ -43,7 +44,7 @@ struct AdainKernels {
       content.result(args.eps, p.correction, args.content_mean + next, args.content_rstd + next);
       style.result(args.eps, p.correction, args.style_mean + next, args.style_rstd + next);
     }
-    if (args.streamed) finish_streams();
+    if (streamed) finish_streams();
   }
 
   // sum(g), sum(g * x) of a plane, or of none, -1.
@@ -68,6 +69,7 @@ struct AdainKernels {
     const double n = double(p.h) * double(p.w), m = double(p.style_h) * double(p.style_w);
     if (!sums) sums = gradient_sums(args, plane).total();
     auto ahead = gradient_sums(args, next);
+    const bool streamed = args.streamed, style_streamed = args.style_streamed;
     if (args.grad_content) {
       // grad_content = content_rstd / style_rstd * (g - sum(g) / n - x * sum(g * x) / (n - correction))
       const NormalizeBackward<A> backward(mean, rstd, *sums, n, p.correction, 1 / style_rstd);
@@ -78,7 +80,7 @@ struct AdainKernels {
         T* const to = args.grad_content + plane * p.h * p.w + i * w;
         const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
           const Vec<A> xj = backward.normalized(load(from + j, count));
-          store_or_stream(to + j, backward(load(g + j, count), xj), count, args.streamed);
+          store_or_stream(to + j, backward(load(g + j, count), xj), count, streamed);
         };
         map_vectors_beside(to, w, one, ahead);
       }
@@ -94,12 +96,12 @@ struct AdainKernels {
         T* const to = args.grad_style + plane * p.style_h * p.style_w + i * w;
         const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
           const Vec<A> centred = centre(load(from + j, count));
-          store_or_stream(to + j, fma(centred, broadcast(slope), broadcast(first)), count, args.style_streamed);
+          store_or_stream(to + j, fma(centred, broadcast(slope), broadcast(first)), count, style_streamed);
         };
         map_vectors_beside(to, w, one, ahead);
       }
     }
-    if (args.streamed || args.style_streamed) finish_streams();
+    if (streamed || style_streamed) finish_streams();
     if (next < 0) return {};
     return ahead.total();
   }

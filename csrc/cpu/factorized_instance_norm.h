@@ -28,6 +28,7 @@ struct FactorizedInstanceNormKernels {
     const T* const gamma_style = args.plane(args.gamma_style, p.gamma_style, plane) + row0 * p.gamma_style.row;
     const T* const beta_style = args.plane(args.beta_style, p.beta_style, plane) + row0 * p.beta_style.row;
     T* const y = args.output + (plane * p.h + row0) * p.w;
+    const bool streamed = args.streamed;  // a copy: results might overwrite what is read through a reference
     int64_t h = row1 - row0, w = p.w;
     flatten(h, w, {p.content.row, p.gamma_style.row, p.beta_style.row});
     PlaneMoments<T> ahead(next < 0 ? nullptr : args.plane(args.content, p.content, next), p.h, p.w, p.content.row);
@@ -38,12 +39,12 @@ struct FactorizedInstanceNormKernels {
       const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const Vec<A> x = centre(load(from + j, count)) * rstd;
         const Vec<A> inner = fma(x, broadcast(gamma), broadcast(beta));
-        store_or_stream(to + j, fma(load(scale + j, count), inner, load(shift + j, count)), count, args.streamed);
+        store_or_stream(to + j, fma(load(scale + j, count), inner, load(shift + j, count)), count, streamed);
       };
       map_vectors_beside(to, w, one, ahead);
     }
     if (next >= 0) ahead.result(args.eps, p.correction, args.mean + next, args.rstd + next);
-    if (args.streamed) finish_streams();
+    if (streamed) finish_streams();
   }
 
   // sum(g * gamma_style), sum(g * gamma_style * x) of a plane, or of none, -1.
@@ -70,6 +71,7 @@ struct FactorizedInstanceNormKernels {
     if (!sums) sums = gradient_sums(args, plane).total();
     args.sum_g[plane] = A(sums->g), args.sum_gx[plane] = A(sums->gx);
     auto ahead = gradient_sums(args, next);
+    const bool streamed = args.streamed;
     // grad_content = rstd * gamma_ind * (g * gamma_style - sum_g / n - x * sum_gx / (n - correction))
     const NormalizeBackward<A> backward(args.mean[plane], args.rstd[plane], *sums, n, p.correction, double(gamma));
     int64_t h = p.h, w = p.w;
@@ -84,14 +86,14 @@ struct FactorizedInstanceNormKernels {
       const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const Vec<A> x = backward.normalized(load(content + j, count)), g = load(grad + j, count);
         if (to_content)
-          store_or_stream(to_content + j, backward(g * load(gamma_style + j, count), x), count, args.streamed);
+          store_or_stream(to_content + j, backward(g * load(gamma_style + j, count), x), count, streamed);
         // grad_gamma_style = g * (gamma_ind * x + beta_ind)
         if (to_gamma)
-          store_or_stream(to_gamma + j, g * fma(x, broadcast(gamma), broadcast(beta)), count, args.streamed);
+          store_or_stream(to_gamma + j, g * fma(x, broadcast(gamma), broadcast(beta)), count, streamed);
       };
       map_vectors_beside(to_content ? to_content : to_gamma, w, one, ahead);
     }
-    if (args.streamed) finish_streams();
+    if (streamed) finish_streams();
     if (next < 0) return {};
     return ahead.total();
   }

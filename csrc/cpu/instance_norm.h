@@ -50,7 +50,7 @@ class PlaneMoments {
   }
   // Goes on for `values` more of the plane's values, or to its end, once a piece has come together.
   STYLEKERN_INLINE void advance(int64_t values) {
-    if ((at.owed += values) >= at.kPiece) pay();
+    if (!at.done() && (at.owed += values) >= at.kPiece) pay();
   }
 
   void result(double eps, int64_t correction, A* mean, A* rstd) {
@@ -200,7 +200,7 @@ class PlaneGradientSums {
     if (at.pass(length)) collect();
   }
   STYLEKERN_INLINE void advance(int64_t values) {
-    if ((at.owed += values) >= at.kPiece) pay();
+    if (!at.done() && (at.owed += values) >= at.kPiece) pay();
   }
   GradientSums total() {
     at.owed = at.h * at.w;

@@ -20,6 +20,7 @@ struct PiecesOf {
   int64_t h, w;
   int64_t i = 0, j = 0, owed = 0, pending = 0;
 
+  bool done() const { return i == h; }
   bool has_piece() const { return i < h && w - j >= kPiece && j % kPiece == 0; }
   // What to take of what is owed, in whole units but for the end of a row; 0: nothing.
   int64_t next(int64_t unit) const {
