@@ -85,11 +85,9 @@ struct FactorizedInstanceNormKernels {
       T* const to_gamma = args.grad_gamma_style ? args.grad_gamma_style + at : nullptr;
       const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         const Vec<A> x = backward.normalized(load(content + j, count)), g = load(grad + j, count);
-        if (to_content)
-          store_or_stream(to_content + j, backward(g * load(gamma_style + j, count), x), count, streamed);
+        if (to_content) store_or_stream(to_content + j, backward(g * load(gamma_style + j, count), x), count, streamed);
         // grad_gamma_style = g * (gamma_ind * x + beta_ind)
-        if (to_gamma)
-          store_or_stream(to_gamma + j, g * fma(x, broadcast(gamma), broadcast(beta)), count, streamed);
+        if (to_gamma) store_or_stream(to_gamma + j, g * fma(x, broadcast(gamma), broadcast(beta)), count, streamed);
       };
       map_vectors_beside(to_content ? to_content : to_gamma, w, one, ahead);
     }
