@@ -44,20 +44,24 @@ def _lowest(d: Tensor, dim: int) -> Tensor:
 
 def _first_equal(x: Tensor) -> Tensor:
     """For each row of [N, L, D] the first equal one: a matrix product may round the same row differently elsewhere."""
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    bits = (x.detach() + 0.0).contiguous().view(integers).long()
-    hashed, order = _hash(bits).sort(dim=1, stable=True)
+    x = x.detach()
+    hashed, order = _hash(x).sort(dim=1, stable=True)
     index = torch.arange(x.shape[1], device=x.device)
     starts = F.pad(hashed[:, 1:] != hashed[:, :-1], (1, 0), value=True) if x.shape[1] else hashed == hashed
     start = torch.where(starts, index, 0).cummax(1).values if x.numel() else index.expand(x.shape[:2])
     first = torch.empty_like(order).scatter_(1, order, order.gather(1, start))
-    equal = (bits.gather(1, first[:, :, None].expand_as(bits)) == bits).all(-1)
+    equal = (x.gather(1, first[:, :, None].expand_as(x)) == x).all(-1)
     return torch.where(equal, first, index)  # rows of one hash need not be equal
 
 
-def _hash(bits: Tensor) -> Tensor:
-    """A hash of each row, [N, L]: the sum of its values, mixed with its place by splitmix64 (Steele et al. 2014)."""
-    mixed = bits + torch.arange(1, bits.shape[-1] + 1, device=bits.device) * -0x61C8864680B583EB
+def _hash(x: Tensor) -> Tensor:
+    """A hash of each row, [N, L]: the sum of its values, mixed with its place by splitmix64 (Steele et al. 2014).
+
+    Of integers, so that any order of summation is exact: not the bits, which torch 2.10 does not reinterpret under vmap.
+    """
+    mantissa, exponent = torch.frexp(x.double().nan_to_num())
+    mixed = (mantissa * 2**53).long() + exponent.long() * 0x2545F4914F6CDD1D
+    mixed = mixed + torch.arange(1, x.shape[-1] + 1, device=x.device) * -0x61C8864680B583EB
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         mixed = (mixed ^ (mixed >> shift)) * factor
     return (mixed ^ (mixed >> 31)).sum(-1)  # integers: any order of summation is exact
