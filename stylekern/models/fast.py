@@ -72,6 +72,12 @@ class FastTransfer(nn.Module, Saved):
         x = self.up2(double(self.up1(double(x))))
         return cut(torch.sigmoid(self.colours(x)), content)
 
+    @torch.no_grad()
+    def stylize(self, content: Tensor) -> Tensor:
+        """The network's result without gradients, in [0, 1]."""
+        result: Tensor = self(content)
+        return result
+
 
 def _layer(given: int, made: int, size: int, stride: int = 1) -> nn.Sequential:
     # no bias: the normalisation takes it off again

@@ -21,8 +21,10 @@ def small() -> FastTransfer:
 @pytest.mark.parametrize("size", [(1, 1), (7, 30), (33, 46), (64, 64)], ids=str)
 def test_sizes(size: tuple[int, int]) -> None:
     content = torch.rand(2, 3, *size)
-    picture = small()(content)
+    network = small()
+    picture, stylized = network(content), network.stylize(content)
     assert picture.shape == content.shape and picture.min() >= 0 and picture.max() <= 1
+    assert torch.equal(stylized, picture) and picture.requires_grad and not stylized.requires_grad
 
 
 def test_the_layers_of_the_paper() -> None:
