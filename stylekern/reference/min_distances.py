@@ -57,7 +57,7 @@ def _first_equal(x: Tensor) -> Tensor:
 def _hash(x: Tensor) -> Tensor:
     """A hash of each row, [N, L]: the sum of its values, mixed with its place by splitmix64 (Steele et al. 2014).
 
-    Of integers, so that any order of summation is exact: not the bits, which torch 2.10 does not reinterpret under vmap.
+    Of integers, so that any order of summation is exact; not of bits: torch 2.10 does not reinterpret them under vmap.
     """
     mantissa, exponent = torch.frexp(x.double().nan_to_num())
     mixed = (mantissa * 2**53).long() + exponent.long() * 0x2545F4914F6CDD1D
