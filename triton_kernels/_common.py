@@ -71,6 +71,12 @@ def strides(x: Tensor | None, count: int) -> tuple[int, ...]:
 
 
 @triton.jit
+def at_least(x, least: tl.constexpr):
+    """max(x, least) with a constant of x's type: `tl.maximum` rounds a number to float32, whatever it is compared to."""
+    return tl.maximum(x, tl.full((), least, x.dtype))
+
+
+@triton.jit
 def tile_of(height, width, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
     """This program's plane, and its tile's rows and columns."""
     pid = tl.program_id(0)

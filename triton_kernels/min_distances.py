@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import ceil_div, dense_rows, on_device_of
+from ._common import at_least, ceil_div, dense_rows, on_device_of
 from .min_distances_backward import pairs_of, side_gradient
 from .min_distances_search import load_rows, rows_of, search
 
@@ -53,13 +53,13 @@ def _pairs_kernel(
         # The root of the product: of two equal rows exactly their product, so that they are 0 apart.
         x_total, y_total = tl.sum(x_squares, 1), tl.sum(y_squares, 1)
         square = x_total * y_total
-        x_norm, y_norm = tl.maximum(tl.sqrt(x_total), EPS), tl.maximum(tl.sqrt(y_total), EPS)
+        x_norm, y_norm = at_least(tl.sqrt(x_total), EPS), at_least(tl.sqrt(y_total), EPS)
         plain = (tl.sqrt(x_total) >= EPS) & (tl.sqrt(y_total) >= EPS) & (square > 1e-290) & (square < 1e290)
         match = tl.sum(products, 1) / tl.where(plain, tl.sqrt(tl.where(plain, square, 1.0)), x_norm * y_norm)
         distance = tl.minimum(tl.maximum(1 - match, 0.0), 2.0)
     else:
         match = tl.sum(products, 1)
-        distance = tl.minimum(tl.maximum(match, 1e-5), 1e5)
+        distance = tl.minimum(at_least(match, 1e-5), 1e5)
         if min_ptr.dtype.element_ty != tl.float64:
             distance = distance.to(tl.float32)
         distance = tl.sqrt(distance / d)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import ceil_div, on_device_of, power_of_2
+from ._common import at_least, ceil_div, on_device_of, power_of_2
 
 
 @triton.jit
@@ -23,7 +23,7 @@ def _pair_terms(grad, match, other_norm, d, EPS: tl.constexpr, METRIC: tl.conste
     """What a pair multiplies the other row by, and its part of what the row itself is multiplied by."""
     grad = grad.to(tl.float64)
     if METRIC == "cosine":
-        weight = tl.where(grad != 0, grad / tl.maximum(other_norm, EPS), 0.0)
+        weight = tl.where(grad != 0, grad / at_least(other_norm, EPS), 0.0)
         own = tl.where(grad != 0, grad * match, 0.0)
     else:
         open_ = (grad != 0) & ~((match < 1e-5) | (match > 1e5))
@@ -74,7 +74,7 @@ def _min_distances_bwd_kernel(
     if METRIC == "cosine":
         # (own * x / |x| - sum of weight * y) / |x|; a norm below eps is a constant
         norm = tl.load(x_norm_ptr + row)
-        inverse = 1.0 / tl.maximum(norm, EPS)  # one division: each is a call
+        inverse = 1.0 / at_least(norm, EPS)  # one division: each is a call
         total = (tl.where(norm < EPS, 0.0, own * (x * inverse)) - total) * inverse
     else:
         total = -total

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulator, ceil_div, power_of_2, torch_accumulator
+from ._common import accumulator, at_least, ceil_div, power_of_2, torch_accumulator
 from ._products import halves, product
 
 DIFFERENCES = 16  # up to so many values a row, (x - y)^2 costs no more than a product, and is exact
@@ -88,7 +88,7 @@ def _rows_kernel(
             tl.store(offset_ptr + n * count + rows, moved.to(ACC), mask=inside)
         else:
             scale = _scale_of(tl.sqrt(total), ACC)
-            inverse = 1 / (tl.maximum(tl.sqrt(total), EPS) * scale)
+            inverse = 1 / (at_least(tl.sqrt(total), EPS) * scale)
         tl.store(inverse_ptr + n * count + rows, inverse.to(ACC), mask=inside)
         halved: tl.constexpr = factor_ptr.dtype.element_ty == tl.float16 and (
             METRIC == "euclidean" or x_ptr.dtype.element_ty == tl.float32
@@ -171,7 +171,7 @@ def _minima_kernel(
     if METRIC == "euclidean":
         x_offset = tl.load(x_offset_ptr + n * count_x + rows, mask=row_mask, other=0.0)
         y_offset = tl.load(y_offset_ptr + n * count_y + cols, mask=col_mask, other=0.0)
-        v = tl.minimum(tl.maximum((x_offset[:, None] + y_offset[None, :]) - 2 * v, 1e-5), 1e5)
+        v = tl.minimum(at_least((x_offset[:, None] + y_offset[None, :]) - 2 * v, 1e-5), 1e5)
     else:
         v = 0.0 - v  # no zero but +0
     _lower_both(
@@ -183,7 +183,7 @@ def _minima_kernel(
 def _norm_of(square_ptr, rows, count, EPS: tl.constexpr):
     """What rows are divided by; and 1 less the square of what is left, which is 0 but where the norm is below eps."""
     square = tl.load(square_ptr + rows, mask=rows < count, other=1.0)
-    norm = tl.maximum(tl.sqrt(square), EPS)
+    norm = at_least(tl.sqrt(square), EPS)
     return norm, tl.where(tl.sqrt(square) < EPS, 1 - square / (norm * norm), 0.0)
 
 
@@ -209,7 +209,7 @@ def _differences_kernel(
             y = tl.load(y_ptr + k, mask=col_mask, other=0.0).to(ACC)
             difference = x[:, None] - y[None, :]
             v += difference * difference
-        v = tl.minimum(tl.maximum(v, 1e-5), 1e5)
+        v = tl.minimum(at_least(v, 1e-5), 1e5)
     else:
         # Of unit vectors |x - y|^2 = 2 - 2 cos, without the rounding of 1 - cos.
         x_norm, x_rest = _norm_of(x_square_ptr + n * count_x, rows, count_x, EPS)

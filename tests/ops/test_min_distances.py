@@ -225,6 +225,16 @@ class TestMinDistances(OperatorSuite):
             assert torch.equal(ours[1], truth[1]) and torch.equal(ours[3], truth[3])
             assert all(relative_error(a, b) < TOLERANCE[torch.float32] for a, b in zip(ours, truth, strict=True))
 
+    @pytest.mark.parametrize(("metric", "eps"), [("cosine", 0.03), ("euclidean", 1e-12)])
+    @pytest.mark.parametrize("d", [3, 40])
+    def test_bounds_of_float64_are_float64(self, d: int, metric: str, eps: float, backend: str, device: str) -> None:
+        """What rows shorter than eps are divided by, and what distances below the clamp are, to float64's last digits."""
+        x, y = (1e-4 * torch.randn(1, count, d, dtype=torch.float64, device=device) for count in (5, 6))
+        upstream = (torch.randn(1, 5).double(), torch.randn(1, 6).double())
+        ours = gradients(x, y, upstream, metric=metric, eps=eps)
+        truth = gradients(x, y, upstream, reference.min_distances, metric=metric, eps=eps)
+        assert all(relative_error(a, b) < TOLERANCE[torch.float64] for a, b in zip(ours, truth, strict=True))
+
     def test_gradient_at_the_clamp_itself(self, backend: str, device: str) -> None:
         """As torch.clamp has it: it passes where the value is equal to a bound, and not beyond."""
         y = torch.zeros(1, 1, 2, device=device)
