@@ -72,7 +72,7 @@ def strides(x: Tensor | None, count: int) -> tuple[int, ...]:
 
 @triton.jit
 def at_least(x, least: tl.constexpr):
-    """max(x, least) with a constant of x's type: `tl.maximum` rounds a number to float32, whatever it is compared to."""
+    """max(x, least) with a constant of x's type: `tl.maximum` rounds a number to float32."""
     return tl.maximum(x, tl.full((), least, x.dtype))
 
 

@@ -228,7 +228,7 @@ class TestMinDistances(OperatorSuite):
     @pytest.mark.parametrize(("metric", "eps"), [("cosine", 0.03), ("euclidean", 1e-12)])
     @pytest.mark.parametrize("d", [3, 40])
     def test_bounds_of_float64_are_float64(self, d: int, metric: str, eps: float, backend: str, device: str) -> None:
-        """What rows shorter than eps are divided by, and what distances below the clamp are, to float64's last digits."""
+        """What rows shorter than eps are divided by, and what distances below the clamp are."""
         x, y = (1e-4 * torch.randn(1, count, d, dtype=torch.float64, device=device) for count in (5, 6))
         upstream = (torch.randn(1, 5).double(), torch.randn(1, 6).double())
         ours = gradients(x, y, upstream, metric=metric, eps=eps)
