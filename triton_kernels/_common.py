@@ -67,13 +67,16 @@ def strides(x: Tensor | None, count: int) -> tuple[int, ...]:
     return (0,) * count if x is None else x.stride()[:count]
 
 
-# Tiles and borders
+# Bounds
 
 
 @triton.jit
 def at_least(x, least: tl.constexpr):
     """max(x, least) with a constant of x's type: `tl.maximum` rounds a number to float32."""
     return tl.maximum(x, tl.full((), least, x.dtype))
+
+
+# Tiles and borders
 
 
 @triton.jit
