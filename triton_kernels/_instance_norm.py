@@ -37,21 +37,25 @@ def store_chunk(x_ptr, plane, i, size, value):
 
 
 @triton.jit
-def _moments(x, inside, count):
-    """The mean, and the sum of (x - mean)^2: two passes, over registers."""
-    mean = tl.sum(x, 0) / count
+def _moments(x, first, inside, count):
+    """The mean, and the sum of (x - mean)^2, in two passes over registers.
+
+    The mean is taken from `first` on, one of the values, so that a large one costs no digits and planes that are
+    constant have no variance. The deviations from it then mend what a value far from the others cost.
+    """
+    mean = first + tl.sum(tl.where(inside, x - first, 0.0), 0) / count
     centred = tl.where(inside, x - mean, 0.0)
-    rest = tl.sum(centred, 0) / count  # the digits of a large mean that its own sum rounded away
+    rest = tl.sum(centred, 0) / count
     return mean + rest, tl.sum(centred * centred, 0) - count * rest * rest
 
 
 @triton.jit
 def plane_statistics(
-    x, i, mean_ptr, rstd_ptr, plane, size, divisor, WHOLE: tl.constexpr, EPS: tl.constexpr
+    x, x_ptr, i, mean_ptr, rstd_ptr, plane, size, divisor, WHOLE: tl.constexpr, EPS: tl.constexpr
 ):  # fmt: skip
-    """The plane's mean and 1 / sqrt(var + eps): stored where x is the whole plane, else loaded."""
+    """The plane's mean and 1 / sqrt(var + eps): stored where x is the whole plane at x_ptr, else loaded."""
     if WHOLE:
-        mean, m2 = _moments(x, i < size, size)
+        mean, m2 = _moments(x, tl.load(x_ptr).to(x.dtype), i < size, size)
         rstd = 1.0 / tl.sqrt(m2 / divisor + EPS)  # EPS: a float argument would be fp32
         tl.store(mean_ptr + plane, mean)
         tl.store(rstd_ptr + plane, rstd)
@@ -62,8 +66,17 @@ def plane_statistics(
 
 
 @triton.jit
+def normalized(x, i, mean, rstd, size):
+    """Positions i of a plane. Beyond its end zero, where (0 - mean) * rstd could be infinite."""
+    return tl.where(i < size, (x - mean) * rstd, 0.0)
+
+
+@triton.jit
 def plane_sums(grad, xhat, sum_ptr, dot_ptr, plane, WHOLE: tl.constexpr):
-    """The plane's sums of grad and of grad * xhat: stored where grad is the whole plane, else loaded."""
+    """The plane's sums of grad and of grad * xhat: stored where grad is the whole plane, else loaded.
+
+    xhat is zero beyond the plane's end, as normalized has it.
+    """
     if WHOLE:
         total = tl.sum(grad, 0)
         dot = tl.sum(grad * xhat, 0)
@@ -92,11 +105,13 @@ def _moments_kernel(
     plane = pid // parts
     start = pid % parts * CHUNK
     i = start + tl.arange(0, CHUNK)
-    x = load_chunk(plane_at(x_ptr, plane, channels, stride_xn, stride_xc), i, size, width, stride_xh, DENSE, ACC)
+    x_ptr = plane_at(x_ptr, plane, channels, stride_xn, stride_xc)
+    x = load_chunk(x_ptr, i, size, width, stride_xh, DENSE, ACC)
     if WHOLE:
-        plane_statistics(x, i, mean_ptr, m2_ptr, plane, size, divisor, WHOLE, EPS)
+        plane_statistics(x, x_ptr, i, mean_ptr, m2_ptr, plane, size, divisor, WHOLE, EPS)
     else:
-        mean, m2 = _moments(x, i < size, tl.minimum(size - start, CHUNK).to(ACC))
+        first = load_chunk(x_ptr, start, size, width, stride_xh, DENSE, ACC)
+        mean, m2 = _moments(x, first, i < size, tl.minimum(size - start, CHUNK).to(ACC))
         tl.store(mean_ptr + pid, mean)
         tl.store(m2_ptr + pid, m2)
 
@@ -106,26 +121,35 @@ def _statistics_kernel(
     part_mean_ptr, part_m2_ptr, mean_ptr, rstd_ptr, parts, size, divisor,
     EPS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Merges the chunks of a plane: sum (x-mean)^2 = sum over chunks of m2 + count * (chunk mean - mean)^2."""
+    """Merges the chunks of a plane: sum (x-mean)^2 = sum over chunks of m2 + count * (chunk mean - mean)^2.
+
+    The mean in two passes, as _moments takes it.
+    """
     plane = tl.program_id(0).to(tl.int64)
     part_mean_ptr += plane * parts
     part_m2_ptr += plane * parts
     lane = tl.arange(0, BLOCK)
+    first = tl.load(part_mean_ptr)
     total = tl.zeros([BLOCK], ACC)
     for start in range(0, parts, BLOCK):
         i = start + lane
         count = tl.minimum(size - i.to(tl.int64) * CHUNK, CHUNK).to(ACC)
-        total += tl.load(part_mean_ptr + i, mask=i < parts, other=0.0) * count
-    mean = tl.sum(total, 0) / size
+        shift = tl.load(part_mean_ptr + i, mask=i < parts, other=0.0) - first
+        total += tl.where(i < parts, shift * count, 0.0)
+    mean = first + tl.sum(total, 0) / size
+    rest = tl.zeros([BLOCK], ACC)
     m2 = tl.zeros([BLOCK], ACC)
     for start in range(0, parts, BLOCK):
         i = start + lane
         count = tl.minimum(size - i.to(tl.int64) * CHUNK, CHUNK).to(ACC)
         shift = tl.load(part_mean_ptr + i, mask=i < parts, other=0.0) - mean
         within = tl.load(part_m2_ptr + i, mask=i < parts, other=0.0)
+        rest += tl.where(i < parts, shift * count, 0.0)
         m2 += tl.where(i < parts, within + count * shift * shift, 0.0)
-    tl.store(mean_ptr + plane, mean)
-    tl.store(rstd_ptr + plane, 1.0 / tl.sqrt(tl.sum(m2, 0) / divisor + EPS))
+    rest = tl.sum(rest, 0) / size
+    m2 = tl.sum(m2, 0) - size * rest * rest
+    tl.store(mean_ptr + plane, mean + rest)
+    tl.store(rstd_ptr + plane, 1.0 / tl.sqrt(m2 / divisor + EPS))
 
 
 @triton.jit
@@ -145,7 +169,7 @@ def _gradient_sums_kernel(
         factor_ptr = plane_at(factor_ptr, plane, channels, stride_fn, stride_fc)
         grad *= load_chunk(factor_ptr, i, size, width, stride_fh, DENSE, ACC)
     x = load_chunk(plane_at(x_ptr, plane, channels, stride_xn, stride_xc), i, size, width, stride_xh, DENSE, ACC)
-    xhat = (x - tl.load(mean_ptr + plane)) * tl.load(rstd_ptr + plane)
+    xhat = normalized(x, i, tl.load(mean_ptr + plane), tl.load(rstd_ptr + plane), size)
     plane_sums(grad, xhat, sum_ptr, dot_ptr, pid, True)
 
 
@@ -160,7 +184,7 @@ def _normalize_bwd_kernel(
     i = pid % parts * BLOCK + tl.arange(0, BLOCK)
     x = load_chunk(plane_at(x_ptr, plane, channels, stride_xn, stride_xc), i, size, width, stride_xh, DENSE, ACC)
     rstd = tl.load(rstd_ptr + plane)
-    xhat = (x - tl.load(mean_ptr + plane)) * rstd
+    xhat = normalized(x, i, tl.load(mean_ptr + plane), rstd, size)
     grad = load_chunk(grad_ptr + plane * size, i, size, width, width, True, ACC)
     total, dot = plane_sums(grad, xhat, sum_ptr, dot_ptr, plane, WHOLE)
     store_chunk(grad_x_ptr, plane, i, size, normalize_gradient(grad, xhat, total, dot, rstd, size, divisor))

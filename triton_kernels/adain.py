@@ -17,6 +17,7 @@ from ._instance_norm import (
     instance_statistics,
     load_chunk,
     normalize_gradient,
+    normalized,
     plane_at,
     plane_size,
     plane_statistics,
@@ -36,8 +37,9 @@ def _adain_fwd_kernel(
     pid = tl.program_id(0).to(tl.int64)
     plane = pid // parts
     i = pid % parts * BLOCK + tl.arange(0, BLOCK)
-    x = load_chunk(plane_at(x_ptr, plane, channels, stride_xn, stride_xc), i, size, width, stride_xh, DENSE, ACC)
-    mean, rstd = plane_statistics(x, i, mean_ptr, rstd_ptr, plane, size, divisor, WHOLE, EPS)
+    x_ptr = plane_at(x_ptr, plane, channels, stride_xn, stride_xc)
+    x = load_chunk(x_ptr, i, size, width, stride_xh, DENSE, ACC)
+    mean, rstd = plane_statistics(x, x_ptr, i, mean_ptr, rstd_ptr, plane, size, divisor, WHOLE, EPS)
     scale = rstd / tl.load(style_rstd_ptr + plane)
     store_chunk(y_ptr, plane, i, size, (x - mean) * scale + tl.load(style_mean_ptr + plane))
 
@@ -57,7 +59,7 @@ def _adain_bwd_kernel(
     grad = load_chunk(plane_at(grad_ptr, plane, channels, stride_gn, stride_gc), i, size, width, stride_gh, DENSE, ACC)
     x = load_chunk(plane_at(x_ptr, plane, channels, stride_xn, stride_xc), i, size, width, stride_xh, DENSE, ACC)
     rstd = tl.load(rstd_ptr + plane)
-    xhat = (x - tl.load(mean_ptr + plane)) * rstd
+    xhat = normalized(x, i, tl.load(mean_ptr + plane), rstd, size)
     total, dot = plane_sums(grad, xhat, sum_ptr, dot_ptr, plane, WHOLE)
     if grad_x_ptr is not None:
         # grad_content = rstd_c / rstd_s * (grad - sum(grad) / n_c - xhat * sum(grad * xhat) / (n_c - correction))
@@ -75,7 +77,7 @@ def _adain_bwd_style_kernel(
     plane = pid // parts
     i = pid % parts * BLOCK + tl.arange(0, BLOCK)
     x = load_chunk(plane_at(x_ptr, plane, channels, stride_xn, stride_xc), i, size, width, stride_xh, DENSE, ACC)
-    xhat = (x - tl.load(mean_ptr + plane)) * tl.load(rstd_ptr + plane)
+    xhat = normalized(x, i, tl.load(mean_ptr + plane), tl.load(rstd_ptr + plane), size)
     # grad_style = sum(grad) / n_s + (style - mean_s) * rstd_s * sum(grad * xhat) / (n_s - correction)
     grad_x = tl.load(sum_ptr + plane) / size + xhat * (tl.load(dot_ptr + plane) / divisor)
     store_chunk(grad_x_ptr, plane, i, size, grad_x)

@@ -18,6 +18,7 @@ from ._instance_norm import (
     instance_statistics,
     load_chunk,
     normalize_gradient,
+    normalized,
     plane_at,
     plane_size,
     plane_statistics,
@@ -41,8 +42,9 @@ def _factorized_instance_norm_fwd_kernel(
     plane = pid // parts
     c = plane % channels
     i = pid % parts * BLOCK + tl.arange(0, BLOCK)
-    x = load_chunk(plane_at(x_ptr, plane, channels, stride_xn, stride_xc), i, size, width, stride_xh, DENSE, ACC)
-    mean, rstd = plane_statistics(x, i, mean_ptr, rstd_ptr, plane, size, divisor, WHOLE, EPS)
+    x_ptr = plane_at(x_ptr, plane, channels, stride_xn, stride_xc)
+    x = load_chunk(x_ptr, i, size, width, stride_xh, DENSE, ACC)
+    mean, rstd = plane_statistics(x, x_ptr, i, mean_ptr, rstd_ptr, plane, size, divisor, WHOLE, EPS)
     gamma_ind = tl.load(gamma_ind_ptr + c * stride_gamma_ind).to(ACC)
     beta_ind = tl.load(beta_ind_ptr + c * stride_beta_ind).to(ACC)
     gamma_ptr = plane_at(gamma_ptr, plane, channels, stride_gn, stride_gc)
@@ -69,7 +71,7 @@ def _factorized_instance_norm_bwd_kernel(
     grad = load_chunk(plane_at(grad_ptr, plane, channels, stride_gn, stride_gc), i, size, width, stride_gh, DENSE, ACC)
     x = load_chunk(plane_at(x_ptr, plane, channels, stride_xn, stride_xc), i, size, width, stride_xh, DENSE, ACC)
     rstd = tl.load(rstd_ptr + plane)
-    xhat = (x - tl.load(mean_ptr + plane)) * rstd
+    xhat = normalized(x, i, tl.load(mean_ptr + plane), rstd, size)
     gamma_ind = tl.load(gamma_ind_ptr + c * stride_gamma_ind).to(ACC)
     if grad_gamma_ptr is not None:
         # grad_gamma_style = grad * (gamma_ind * xhat + beta_ind)

@@ -55,8 +55,7 @@ struct CgmAttentionKernels {
     const A top = *std::max_element(lanes, lanes + kLanes<A>);
     LaneSum sum;
     for_vectors<A>(keys, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-      Vec<A> e = exp_of_negative<A>(load(row + j, count) - top);
-      if constexpr (std::is_same_v<decltype(count), int64_t>) e = first_lanes<A>(e, count);
+      const Vec<A> e = first_lanes<A>(exp_of_negative<A>(load(row + j, count) - top), count);
       store(row + j, e, count);
       sum.add(e);
     });

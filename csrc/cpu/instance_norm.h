@@ -180,7 +180,8 @@ class PlaneGradientSums {
     template <class N>
     STYLEKERN_INLINE void add(int64_t j, N count) {
       const Vec<A> gj = load_g(i, first + j, count);
-      g += gj, gx = fma(gj, centre(load(input + j, count)) * rstd, gx);
+      const Vec<A> x = centre(load(input + j, count)) * rstd;  // beyond the row's end it can be infinite
+      g += gj, gx = fma(gj, first_lanes<A>(x, count), gx);
     }
     STYLEKERN_INLINE void add_pair(int64_t j) {
       constexpr std::integral_constant<int, kLanes<A>> whole;

@@ -96,6 +96,11 @@ template <class A>
 STYLEKERN_INLINE Vec<A> first_lanes(Vec<A> v, int64_t count) {
   return lane_numbers<A>() < int(count) ? v : Vec<A>{};
 }
+template <class A, int lanes>
+STYLEKERN_INLINE Vec<A> first_lanes(Vec<A> v, std::integral_constant<int, lanes>) {
+  static_assert(lanes == kLanes<A>);
+  return v;
+}
 
 // Lanes j .. j + lanes - 1 of a row of w values, zero outside of the row.
 template <class T>

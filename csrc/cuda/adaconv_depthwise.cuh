@@ -102,18 +102,26 @@ struct Strip {
   }
 };
 
-// The sum over the threads of a block, whole warps, to every thread. `shared` holds a value a warp.
-template <class A>
-STYLEKERN_DEVICE A sum_block(A x, A* shared) {
+// The N sums over the threads of a block, whole warps, to every thread. `shared` holds N values a warp.
+template <class A, int N>
+STYLEKERN_DEVICE Vec<A, N> sum_block(Vec<A, N> x, A* shared) {
 #pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  for (int k = 0; k < N; ++k) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) x[k] += __shfl_xor_sync(kAllLanes, x[k], lanes);
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32 * N + k] = x[k];
+  }
   __syncthreads();
-  A sum = shared[0];
+  Vec<A, N> sum = zeros<A, N>();
 #pragma unroll 4
-  for (int warp = 1; warp < int(blockDim.x / 32); ++warp) sum += shared[warp];
+  for (int warp = 0; warp < int(blockDim.x / 32); ++warp)
+#pragma unroll
+    for (int k = 0; k < N; ++k) sum[k] += shared[warp * N + k];
   return sum;
 }
+
+// In shared memory before the plane: a sum of each of 32 warps, then two.
+inline constexpr int kForwardSums = 96;
 
 template <class T>
 struct DepthwiseForward {
@@ -133,41 +141,47 @@ template <class T, int V>
 __global__ void __launch_bounds__(kDepthwiseThreads<T>) adaconv_depthwise_fwd_kernel(DepthwiseForward<T> p) {
   using A = Acc<T>;
   constexpr int R = kStripRows<T, V>;
-  STYLEKERN_SHARED(A, sums);  // two of 32 warps, then the plane
+  STYLEKERN_SHARED(A, sums);
   const Strip<T, V> strip(p.h, p.w);
   const int size = p.h * p.w;
   const unsigned plane = blockIdx.x;
   const T* __restrict__ x = p.input + plane / p.c * p.x.n + plane % p.c * p.x.p;
   Vec<T, V> raw[R];
   strip.load_rows(raw, x, p.x.row);
-  const A first = p.mean ? to_acc(x[0]) : A(0);  // subtracted, so that a large mean costs no digits
+  const A first = p.mean ? to_acc(x[0]) : A(0);
   A taps[9];
 #pragma unroll
   for (int tap = 0; tap < 9; ++tap) taps[tap] = p.kernel[int64_t(plane) * 9 + tap];
 
-  SharedPlane<T> shared{reinterpret_cast<T*>(sums + 64), p.h, p.w, A(0)};
+  SharedPlane<T> shared{reinterpret_cast<T*>(sums + kForwardSums), p.h, p.w, A(0)};
   Vec<A, V> values[R];
   strip.keep(raw, shared, values);
   if (p.mean) {
+    // as moments_of has it, of a plane that is in registers whole
     A sum = 0;
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
       for (int e = 0; e < V; ++e) sum += strip.has(r) ? values[r][e] - first : A(0);
-    shared.mean = first + sum_block(sum, sums) / A(size);
-    sum = 0;
+    const A centre = first + sum_block(Vec<A, 1>{sum}, sums)[0] / A(size);
+    Vec<A, 2> deviations = zeros<A, 2>();
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        values[r][e] -= shared.mean;
-        sum += strip.has(r) ? values[r][e] * values[r][e] : A(0);
+        const A d = strip.has(r) ? values[r][e] - centre : A(0);
+        deviations[0] += d, deviations[1] += d * d;
       }
-    sum = sum_block(sum, sums + 32);
-    const A rstd = A(1) / sqrt(sum / variance_divisor<A>(size, p.correction) + A(p.eps));
-    if (threadIdx.x == 0) p.mean[plane] = shared.mean, p.rstd[plane] = rstd;
+    const Moments<A> moments = moments_around(centre, sum_block(deviations, sums + 32), size);
+    const Statistics<A> s = statistics_of(moments, size, p.correction, p.eps);
+    if (threadIdx.x == 0) p.mean[plane] = s.mean, p.rstd[plane] = s.rstd;
+    shared.mean = s.mean;
 #pragma unroll
-    for (int tap = 0; tap < 9; ++tap) taps[tap] *= rstd;
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int e = 0; e < V; ++e) values[r][e] -= s.mean;
+#pragma unroll
+    for (int tap = 0; tap < 9; ++tap) taps[tap] *= s.rstd;
   } else {
     __syncthreads();
   }
@@ -211,7 +225,7 @@ template <class T>
 bool depthwise_forward_fits(const AdaConv& p) {
   return p.depthwise_3x3() && p.out_c == p.c && p.n * p.c < int64_t(1) << 31 &&
          depthwise_threads<T>(p) <= kDepthwiseThreads<T> &&
-         depthwise_bytes<T>(p) + 64 * int64_t(sizeof(Acc<T>)) <= kSharedBytes;
+         depthwise_bytes<T>(p) + kForwardSums * int64_t(sizeof(Acc<T>)) <= kSharedBytes;
 }
 
 template <class T, int V>
@@ -227,7 +241,7 @@ cudaError_t depthwise_forward(const AdaConv& p, const DepthwiseForward<T>& d, cu
     constexpr int V = decltype(width)::value;
     const unsigned threads = depthwise_block<T, V>(d.h, d.w);
     const auto kernel = adaconv_depthwise_fwd_kernel<T, V>;
-    STYLEKERN_LAUNCH(kernel, d.planes, threads, depthwise_bytes<T>(p) + 64 * sizeof(Acc<T>), stream, d);
+    STYLEKERN_LAUNCH(kernel, d.planes, threads, depthwise_bytes<T>(p) + kForwardSums * sizeof(Acc<T>), stream, d);
     return cudaGetLastError();
   });
 }

@@ -27,47 +27,45 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
                      AdainStatistics<Acc<T>> statistics, double eps, int parts, Cut cut, Cut style_cut,
                      const Moments<Acc<T>>* __restrict__ moments) {
   using A = Acc<T>;
-  using Pair = Vec<A, 2>;  // of content and style, so that they are reduced together
+  using Pair = Vec<A, 2>;
+  using Pairs = Vec<A, 4>;  // of content and style, so that they are reduced together
   constexpr int R = kHeld<T, V, Dense>;
-  STYLEKERN_SHARED(Pair, shared);
+  STYLEKERN_SHARED(Pairs, shared);
+  const int64_t count = p.h * p.w, style_count = p.style_h * p.style_w;
   for (int64_t block = blockIdx.x; block < p.planes() * parts; block += gridDim.x) {
     const auto [plane, part] = Part(block, parts);
     const int64_t n = plane / p.c, c = plane % p.c;
     const TileRange range(cut, part);
     const T* x = content + n * p.content.n + c * p.content.p;
     const T* s = style + n * p.style.n + c * p.style.p;
-    const A x_from = to_acc(x[0]), s_from = to_acc(s[0]);
     Vec<T, V> xs[R], ss[R];
-    Moments<A> content_sum{}, style_sum{};
+    Moments<A> x_moments, s_moments;
     int held = range.last;  // the tile of the content that is in registers, once the statistics are there
     if (parts > 1) {
       Tile<V, R, Dense>(cut, p.w, held).load(xs, x, p.content.row);
-      const Moments<A> x_part = entry_of_part(moments, plane, parts),
-                       s_part = entry_of_part(moments, p.planes() + plane, parts);
-      const Pair sums = reduce_sums(Pair{x_part.count * x_part.mean, s_part.count * s_part.mean}, shared);
-      const A x_count(p.h * p.w), s_count(p.style_h * p.style_w);
-      const A x_mean = sums[0] / x_count, s_mean = sums[1] / s_count;
-      const A x_shift = x_part.mean - x_mean, s_shift = s_part.mean - s_mean;
-      const Pair squares = reduce_sums(
-          Pair{x_part.m2 + x_part.count * x_shift * x_shift, s_part.m2 + s_part.count * s_shift * s_shift}, shared);
-      content_sum = {x_count, x_mean, squares[0]}, style_sum = {s_count, s_mean, squares[1]};
+      x_moments = merge_parts(moments, plane, parts, count, shared);
+      s_moments = merge_parts(moments, p.planes() + plane, parts, style_count, shared);
     } else {
       held = cut.tiles > style_cut.tiles ? held : style_cut.tiles - 1;
+      const A x_from = to_acc(x[0]), s_from = to_acc(s[0]);
+      A x_centre = x_from, s_centre = s_from;
+      Pair x_sums = zeros<A, 2>(), s_sums = zeros<A, 2>();
+      for (int k = 0; k <= held; ++k) {
+        const Tile<V, R, Dense> x_tile(cut, p.w, k), s_tile(style_cut, p.style_w, k);
+        x_tile.load(xs, x, p.content.row), s_tile.load(ss, s, p.style.row);
+        if (k == 0) {
+          const Pair sums = reduce_sums(Pair{x_tile.sum(xs, x_from), s_tile.sum(ss, s_from)}, shared);
+          x_centre += sums[0] / A(x_tile.count()), s_centre += sums[1] / A(s_tile.count());
+        }
+        // beyond the smaller plane's end its tile is empty
+        x_tile.add_deviations(xs, x_centre, x_sums), s_tile.add_deviations(ss, s_centre, s_sums);
+      }
+      const Pairs sums = reduce_sums(Pairs{x_sums[0], x_sums[1], s_sums[0], s_sums[1]}, shared);
+      x_moments = moments_around(x_centre, Pair{sums[0], sums[1]}, count);
+      s_moments = moments_around(s_centre, Pair{sums[2], sums[3]}, style_count);
     }
-    for (int k = 0; parts == 1 && k <= held; ++k) {
-      const Tile<V, R, Dense> x_tile(cut, p.w, k), s_tile(style_cut, p.style_w, k);
-      x_tile.load(xs, x, p.content.row), s_tile.load(ss, s, p.style.row);
-      const A x_count(x_tile.count()), s_count(s_tile.count());
-      const Pair sums = reduce_sums(Pair{x_tile.sum(xs, x_from), s_tile.sum(ss, s_from)}, shared);
-      // beyond the smaller plane's end its tile is empty
-      const A x_mean = x_count > A(0) ? sums[0] / x_count : A(0), s_mean = s_count > A(0) ? sums[1] / s_count : A(0);
-      const Pair squares =
-          reduce_sums(Pair{x_tile.squares(xs, x_from + x_mean), s_tile.squares(ss, s_from + s_mean)}, shared);
-      content_sum = merge(content_sum, {x_count, x_mean, squares[0]});
-      style_sum = merge(style_sum, {s_count, s_mean, squares[1]});
-    }
-    const Statistics<A> of_content = statistics_of(content_sum, x_from, p.h * p.w, p.correction, eps);
-    const Statistics<A> of_style = statistics_of(style_sum, s_from, p.style_h * p.style_w, p.correction, eps);
+    const Statistics<A> of_content = statistics_of(x_moments, count, p.correction, eps);
+    const Statistics<A> of_style = statistics_of(s_moments, style_count, p.correction, eps);
     if (part == 0 && threadIdx.x == 0) {
       statistics.content_mean[plane] = of_content.mean, statistics.content_rstd[plane] = of_content.rstd;
       statistics.style_mean[plane] = of_style.mean, statistics.style_rstd[plane] = of_style.rstd;
@@ -112,13 +110,14 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     if (grad_style) Tile<V, R, Dense>(style_cut, p.style_w, style_range.last).load(ss, s.x, s.stride);
     GradSums<A> sums = zeros<A, 2>();
     for (int k = parts > 1 ? range.last : 0; k <= range.last; ++k) {
-      load_content({cut, p.w, k});
+      const Tile<V, R, Dense> tile(cut, p.w, k);
+      load_content(tile);
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
         for (int e = 0; e < V; ++e) {
           const A value = to_acc(gs[r][e]);
-          sums[0] += value, sums[1] += value * x.normalized(xs[r][e]);
+          sums[0] += value, sums[1] += value * (tile.has(r) ? x.normalized(xs[r][e]) : A(0));
         }
     }
     if (parts > 1) sums = entry_of_part(sums_of_parts, plane, parts);  // the tile above only stays in registers
@@ -209,12 +208,13 @@ cudaError_t adain_forward(const Adain& problem, const T* content, const T* style
     if (parts > 1) {
       const Planes planes{p.n, p.c, p.h, p.w, p.content}, style_planes{p.n, p.c, p.style_h, p.style_w, p.style};
       const auto kernel = part_moments_kernel<T, V, Dense>;
-      STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(A), stream, planes, parts, cut, content, moments);
-      STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(A), stream, style_planes, parts, style_cut, style,
-                       moments + p.planes() * parts);
+      STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(Vec<A, 2>), stream, planes, parts, cut, content,
+                       moments);
+      STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(Vec<A, 2>), stream, style_planes, parts,
+                       style_cut, style, moments + p.planes() * parts);
     }
     const auto kernel = adain_fwd_kernel<T, V, Dense>;
-    STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(Vec<A, 2>), stream, p, content, style, output,
+    STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(Vec<A, 4>), stream, p, content, style, output,
                      statistics, eps, parts, cut, style_cut, moments);
     return cudaGetLastError();
   });

@@ -29,7 +29,8 @@ __global__ void __launch_bounds__(kFactorizedForwardThreads, kTileBlocks<T, V>)
                                         double eps, int parts, Cut cut, const Moments<Acc<T>>* __restrict__ moments) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
-  STYLEKERN_SHARED(A, shared);
+  using Sums = Vec<A, 2>;
+  STYLEKERN_SHARED(Sums, shared);
   for (int64_t block = blockIdx.x; block < p.planes() * parts; block += gridDim.x) {
     const auto [plane, part] = Part(block, parts);
     const int64_t n = plane / p.c, c = plane % p.c;
@@ -43,17 +44,19 @@ __global__ void __launch_bounds__(kFactorizedForwardThreads, kTileBlocks<T, V>)
       tile.load(gammas, gamma, p.gamma_style.row), tile.load(betas, beta, p.beta_style.row);
     };
     // The last tile stays in registers; gamma and beta come while the statistics are reduced.
-    Moments<A> sum{};
+    A centre = from;
+    Sums sums = zeros<A, 2>();
     for (int k = parts > 1 ? range.last : 0; k <= range.last; ++k) {
       const Tile<V, R, Dense> tile(cut, p.w, k);
       tile.load(xs, x, p.content.row);
       if (k == range.last) load_style(tile);
       if (parts > 1) break;
-      const A count(tile.count()), tile_mean = reduce_sums(tile.sum(xs, from), shared) / count;
-      sum = merge(sum, {count, tile_mean, reduce_sums(tile.squares(xs, from + tile_mean), shared)});
+      if (k == 0) centre += reduce_sums(tile.sum(xs, from), shared) / A(tile.count());
+      tile.add_deviations(xs, centre, sums);
     }
-    if (parts > 1) sum = merge_parts(entry_of_part(moments, plane, parts), p.h * p.w, shared);
-    const Statistics<A> s = statistics_of(sum, from, p.h * p.w, p.correction, eps);
+    const Moments<A> of_plane = parts > 1 ? merge_parts(moments, plane, parts, p.h * p.w, shared)
+                                          : moments_around(centre, reduce_sums(sums, shared), p.h * p.w);
+    const Statistics<A> s = statistics_of(of_plane, p.h * p.w, p.correction, eps);
     if (part == 0 && threadIdx.x == 0) mean[plane] = s.mean, rstd[plane] = s.rstd;
     const A scale = factor * s.rstd;
     for (int k = range.last; k >= range.first; --k) {
@@ -98,13 +101,14 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     // sum_g = sum(g * gamma_style), sum_gx = sum(g * gamma_style * x)
     GradSums<A> sums = zeros<A, 2>();
     for (int k = parts > 1 ? range.last : 0; k <= range.last; ++k) {
-      load_tile({cut, p.w, k});
+      const Tile<V, R, Dense> tile(cut, p.w, k);
+      load_tile(tile);
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
         for (int e = 0; e < V; ++e) {
           const A scaled = product_rounded(to_acc(gs[r][e]), to_acc(gammas[r][e]));
-          sums[0] += scaled, sums[1] += scaled * x.normalized(xs[r][e]);
+          sums[0] += scaled, sums[1] += scaled * (tile.has(r) ? x.normalized(xs[r][e]) : A(0));
         }
     }
     if (parts > 1) sums = entry_of_part(sums_of_parts, plane, parts);  // the tile above only stays in registers
@@ -171,7 +175,7 @@ cudaError_t factorized_instance_norm_forward(FactorizedInstanceNorm p, const T* 
         parts > 1 ? kPartThreads : tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kFactorizedForwardThreads);
     const unsigned blocks = grid_of(p.planes() * parts);
     const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts);
-    const size_t shared = threads / 32 * sizeof(A);
+    const size_t shared = threads / 32 * sizeof(Vec<A, 2>);
     Moments<A>* const moments = reinterpret_cast<Moments<A>*>(workspace);
     if (parts > 1) {
       const auto kernel = part_moments_kernel<T, V, Dense>;

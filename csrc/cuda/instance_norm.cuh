@@ -6,9 +6,9 @@
 //   part_moments_kernel          For operators that cut few large planes into parts: the moments of the parts,
 //   part_sums_kernel             and the two sums.
 //
-// A block holds a tile of a plane in registers: of its values first the mean, then the squared deviations from it, so
-// that nothing cancels as in E[x^2] - E[x]^2. Moments of several tiles are merged. The backward reads a plane of one
-// tile once, and of larger ones all but the last tile a second time.
+// A block holds a tile of a plane in registers: of the first one's values first the mean, then of all values the
+// deviations from it and their squares, so that nothing cancels as in E[x^2] - E[x]^2. The backward reads a plane of
+// one tile once, and of larger ones all but the last tile a second time.
 //
 // Fewest bytes, values a value of x: x for the statistics; x, its gradient twice (in and out) for the backward.
 #pragma once
@@ -57,13 +57,13 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
                                Acc<T>* __restrict__ rstd, double eps, int64_t correction, Cut cut) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
-  STYLEKERN_SHARED(A, shared);
+  using Sums = Vec<A, 2>;
+  STYLEKERN_SHARED(Sums, shared);
   const TileRange all(cut, 0);
   for (int64_t plane = blockIdx.x; plane < p.n * p.c; plane += gridDim.x) {
     const T* x = input + plane / p.c * p.x.n + plane % p.c * p.x.p;
-    const A from = to_acc(x[0]);
-    const Moments<A> sum = moments_of<V, R, Dense>(x, p.x.row, cut, p.w, all, from, shared);
-    const Statistics<A> s = statistics_of(sum, from, p.h * p.w, correction, eps);
+    const Moments<A> moments = moments_of<V, R, Dense>(x, p.x.row, cut, p.w, all, shared);
+    const Statistics<A> s = statistics_of(moments, p.h * p.w, correction, eps);
     if (threadIdx.x == 0) mean[plane] = s.mean, rstd[plane] = s.rstd;
   }
 }
@@ -75,13 +75,13 @@ __global__ void __launch_bounds__(kPartThreads, 3)
                         Moments<Acc<T>>* __restrict__ moments) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
-  STYLEKERN_SHARED(A, shared);
+  using Sums = Vec<A, 2>;
+  STYLEKERN_SHARED(Sums, shared);
   for (int64_t block = blockIdx.x; block < p.n * p.c * parts; block += gridDim.x) {
     const auto [plane, part] = Part(block, parts);
     const T* x = input + plane / p.c * p.x.n + plane % p.c * p.x.p;
-    const TileRange range(cut, part);
-    const Moments<A> sum = moments_of<V, R, Dense>(x, p.x.row, cut, p.w, range, to_acc(x[0]), shared);
-    if (threadIdx.x == 0) moments[block] = sum;
+    const Moments<A> of_part = moments_of<V, R, Dense>(x, p.x.row, cut, p.w, TileRange(cut, part), shared);
+    if (threadIdx.x == 0) moments[block] = of_part;
   }
 }
 
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kPartThreads, 3)
         for (int e = 0; e < V; ++e) {
           A value = to_acc(gs[r][e]);
           if (factor) value = product_rounded(value, to_acc(fs[r][e]));
-          sums[0] += value, sums[1] += value * x.normalized(xs[r][e]);
+          sums[0] += value, sums[1] += value * (tile.has(r) ? x.normalized(xs[r][e]) : A(0));
         }
     }
     sums = reduce_sums(sums, shared);
@@ -142,11 +142,13 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
     };
     GradSums<A> sums = zeros<A, 2>();
     for (int k = 0; k <= last; ++k) {
-      load_tile({cut, p.w, k});
+      const Tile<V, R, Dense> tile(cut, p.w, k);
+      load_tile(tile);
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
-        for (int e = 0; e < V; ++e) sums[0] += grads[r][e], sums[1] += grads[r][e] * x.normalized(values[r][e]);
+        for (int e = 0; e < V; ++e)
+          sums[0] += grads[r][e], sums[1] += grads[r][e] * (tile.has(r) ? x.normalized(values[r][e]) : A(0));
     }
     sums = reduce_sums(sums, shared);
     const A mean_grad = sums[0] / A(p.h * p.w), slope = sums[1] / variance_divisor<A>(p.h * p.w, correction);
@@ -175,8 +177,8 @@ cudaError_t instance_norm_stats(Planes p, const T* input, Acc<T>* mean, Acc<T>* 
     constexpr bool Dense = decltype(dense)::value;
     const unsigned threads = tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kPlaneThreads);
     const auto kernel = instance_norm_stats_kernel<T, V, Dense>;
-    STYLEKERN_LAUNCH(kernel, grid_of(p.n * p.c), threads, threads / 32 * sizeof(Acc<T>), stream, p, input, mean, rstd,
-                     eps, correction, Cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, 1));
+    STYLEKERN_LAUNCH(kernel, grid_of(p.n * p.c), threads, threads / 32 * sizeof(Vec<Acc<T>, 2>), stream, p, input, mean,
+                     rstd, eps, correction, Cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, 1));
     return cudaGetLastError();
   });
 }

@@ -24,12 +24,12 @@ struct Moments {
   A count, mean, m2;
 };
 
+// From the sums of x - centre and of its square, over `count` values. `centre` is their mean but for rounding, or that
+// of the plane's first tile: at most sqrt(tiles) standard deviations away, which costs next to no digits.
 template <class A>
-STYLEKERN_DEVICE Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
-  const A count = a.count + b.count;
-  if (count == A(0)) return a;
-  const A delta = b.mean - a.mean, share = b.count / count;
-  return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * a.count * share};
+STYLEKERN_DEVICE Moments<A> moments_around(A centre, const Vec<A, 2>& sums, int64_t count) {
+  const A shift = sums[0] / A(count);
+  return {A(count), centre + shift, sums[1] - sums[0] * shift};
 }
 
 // What a variance of `count` values divides by. None are left: by zero, as torch does.
@@ -43,18 +43,25 @@ struct Statistics {
   A mean, rstd;
 };
 
-// The two sums over a plane that a gradient through normalisation needs: of g, and of g * x.
+// The two sums over a plane that a gradient through normalisation needs: of g, and of g * x. The zeros beyond its end
+// are left out of the product: less a large mean, times rstd, they can be infinite.
 template <class A>
 using GradSums = Vec<A, 2>;
 
-template <class A>
-STYLEKERN_DEVICE A reduce_sums(A sum, A* shared) {
-  return reduce_block(sum, shared, [](A a, A b) { return a + b; });
+// Over a block. `shared` holds as many sums a warp, or more.
+template <class A, int N, int M>
+STYLEKERN_DEVICE Vec<A, N> reduce_sums(const Vec<A, N>& sums, Vec<A, M>* shared) {
+  static_assert(N <= M);
+  return reduce_block(sums, reinterpret_cast<Vec<A, N>*>(shared), [](const Vec<A, N>& a, const Vec<A, N>& b) {
+    Vec<A, N> c;
+#pragma unroll
+    for (int k = 0; k < N; ++k) c[k] = a[k] + b[k];
+    return c;
+  });
 }
-template <class A>
-STYLEKERN_DEVICE Vec<A, 2> reduce_sums(const Vec<A, 2>& sums, Vec<A, 2>* shared) {
-  return reduce_block(sums, shared,
-                      [](const Vec<A, 2>& a, const Vec<A, 2>& b) { return Vec<A, 2>{a[0] + b[0], a[1] + b[1]}; });
+template <class A, int M>
+STYLEKERN_DEVICE A reduce_sums(A sum, Vec<A, M>* shared) {
+  return reduce_sums(Vec<A, 1>{sum}, shared)[0];
 }
 
 // Vectors of each tensor that a thread holds in registers, whose loads are in flight at once: 16 values. Fewer where
@@ -130,18 +137,18 @@ struct Tile {
       for (int e = 0; e < V; ++e) sum += has(k) ? to_acc(x[k][e]) - from : Acc<T>(0);
     return sum;
   }
-  // And of the sum of (x - mean)^2.
+  // Adds this thread's part of the sums of x - centre and of its square.
   template <class T>
-  STYLEKERN_DEVICE Acc<T> squares(const Vec<T, V> (&x)[R], Acc<T> mean) const {
-    Acc<T> sum = 0;
+  STYLEKERN_DEVICE void add_deviations(const Vec<T, V> (&x)[R], Acc<T> centre, Vec<Acc<T>, 2>& sums) const {
+    Acc<T> sum = 0, squares = 0;
 #pragma unroll
     for (int k = 0; k < R; ++k)
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        const Acc<T> d = has(k) ? to_acc(x[k][e]) - mean : Acc<T>(0);
-        sum += d * d;
+        const Acc<T> d = has(k) ? to_acc(x[k][e]) - centre : Acc<T>(0);
+        sum += d, squares += d * d;
       }
-    return sum;
+    sums[0] += sum, sums[1] += squares;
   }
 };
 
@@ -192,27 +199,27 @@ inline int plane_parts(int64_t planes, int64_t h, int64_t w, int v, int r) {
 // At least as many, however the tensors lie in memory.
 inline int64_t most_parts(int64_t planes, int64_t values) { return plane_parts(planes, 1, values, 1, 4); }
 
-// Of some tiles of a plane: means are taken `from` a value of the plane, so that a large mean costs no digits.
+// Of some tiles of a plane, or of none. The first tile's mean is taken from the plane's first value on, so that a large
+// mean costs no digits and a constant plane has no variance; the deviations from it then mend what a first value far
+// from the others cost.
 template <int V, int R, bool Dense, class T>
 STYLEKERN_DEVICE Moments<Acc<T>> moments_of(const T* x, int64_t row, const Cut& cut, int64_t w, const TileRange& range,
-                                            Acc<T> from, Acc<T>* shared) {
+                                            Vec<Acc<T>, 2>* shared) {
   using A = Acc<T>;
-  Moments<A> sum{};
+  const A from = to_acc(x[0]);
+  A centre = from;
+  Vec<A, 2> sums = zeros<A, 2>();
+  int64_t count = 0;
   for (int k = range.first; k <= range.last; ++k) {
     const Tile<V, R, Dense> tile(cut, w, k);
     Vec<T, V> values[R];
     tile.load(values, x, row);
-    const A count(tile.count()), mean = reduce_sums(tile.sum(values, from), shared) / count;
-    sum = merge(sum, {count, mean, reduce_sums(tile.squares(values, from + mean), shared)});
+    if (k == range.first) centre += reduce_sums(tile.sum(values, from), shared) / A(tile.count());
+    tile.add_deviations(values, centre, sums);
+    count += tile.count();
   }
-  return sum;
-}
-
-// Of a whole plane, from those of its parts: one a thread, nothing for the others.
-template <class A>
-STYLEKERN_DEVICE Moments<A> merge_parts(const Moments<A>& part, int64_t count, A* shared) {
-  const A mean = reduce_sums(part.count * part.mean, shared) / A(count), shift = part.mean - mean;
-  return {A(count), mean, reduce_sums(part.m2 + part.count * shift * shift, shared)};
+  if (count == 0) return {};
+  return moments_around(centre, reduce_sums(sums, shared), count);
 }
 
 // What this thread adds to a plane: its part's entry, if there is one.
@@ -221,10 +228,20 @@ STYLEKERN_DEVICE S entry_of_part(const S* entries, int64_t plane, int parts) {
   return int(threadIdx.x) < parts ? entries[plane * parts + threadIdx.x] : S{};
 }
 
+// Of a whole plane, from those of its parts. The first of them is never empty.
+template <class A, int M>
+STYLEKERN_DEVICE Moments<A> merge_parts(const Moments<A>* moments, int64_t plane, int parts, int64_t count,
+                                        Vec<A, M>* shared) {
+  const Moments<A> part = entry_of_part(moments, plane, parts);
+  const A from = moments[plane * parts].mean;
+  const A mean = from + reduce_sums(part.count / A(count) * (part.mean - from), shared);
+  const A sum = part.count * (part.mean - mean);
+  return moments_around(mean, reduce_sums(Vec<A, 2>{sum, part.m2 + sum * (part.mean - mean)}, shared), count);
+}
+
 template <class A>
-STYLEKERN_DEVICE Statistics<A> statistics_of(const Moments<A>& sum, A from, int64_t count, int64_t correction,
-                                             double eps) {
-  return {from + sum.mean, A(1) / sqrt(sum.m2 / variance_divisor<A>(count, correction) + A(eps))};
+STYLEKERN_DEVICE Statistics<A> statistics_of(const Moments<A>& plane, int64_t count, int64_t correction, double eps) {
+  return {plane.mean, A(1) / sqrt(plane.m2 / variance_divisor<A>(count, correction) + A(eps))};
 }
 
 }  // namespace stylekern::cuda

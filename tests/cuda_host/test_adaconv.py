@@ -52,6 +52,8 @@ class Case(Layout):
     row_gap: int = 0
     only: str = ""
     eps: float = 1e-5
+    mean: float = 5  # of the input, where it is normalised
+    first: float | None = None  # value of every plane of the input
 
 
 def arguments(case: Case) -> dict[str, Tensor | None]:
@@ -61,7 +63,9 @@ def arguments(case: Case) -> dict[str, Tensor | None]:
     bias = torch.randn(case.n, case.out, generator=generator, dtype=dtype)
     x = values(case, generator, case.n, case.c, case.h, case.w, key="input")
     if case.normalize:
-        x.mul_(3).add_(5)
+        x.mul_(3).add_(case.mean)
+    if case.first is not None:
+        x[..., 0, 0] = case.first
     grad = values(case, generator, case.n, case.out, case.h, case.w, key="grad")
     return {"input": x, "kernel": kernel, "bias": bias if case.bias else None, "grad": grad}
 
@@ -150,6 +154,23 @@ def depthwise(**given) -> Case:
     depthwise(h=18, w=16, correction=1),
 )
 def test_depthwise_planes_that_a_block_holds(host, case):
+    assert_matches_reference(host, case)
+
+
+LARGE = [
+    {"n": 1, "c": 1, "out": 1, "h": 45, "w": 67},  # in registers and shared memory
+    {"n": 1, "c": 1, "out": 1, "h": 150, "w": 140, "padding": "replicate"},  # several tiles
+]
+
+
+@cases(*(depthwise(**size, mean=1, first=first) for size in LARGE for first in (30, 1e5)))
+def test_a_first_value_far_from_the_others(host, case):
+    assert_matches_reference(host, case)
+
+
+@cases(*(depthwise(**size, mean=mean) for size in LARGE for mean in (3e9, 1e37)))
+def test_planes_that_are_constant(host, case):
+    """Of these means, that is: float32 has no digits for more."""
     assert_matches_reference(host, case)
 
 

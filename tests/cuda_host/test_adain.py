@@ -41,6 +41,7 @@ class Case(Layout):
     eps: float = 1e-5
     correction: int = 1
     mean: float = 5  # of both inputs
+    first: float | None = None  # value of every plane
     dtype: torch.dtype = torch.float32
     shift: int = 0
     row_gap: int = 0
@@ -51,6 +52,8 @@ def arguments(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     content = values(case, generator, case.n, case.c, case.h, case.w, key="content").mul_(3).add_(case.mean)
     style = values(case, generator, case.n, case.c, case.style_h, case.style_w, key="style").mul_(2).sub_(case.mean)
+    if case.first is not None:
+        content[..., 0, 0] = style[..., 0, 0] = case.first
     return content, style, values(case, generator, case.n, case.c, case.h, case.w, key="grad")
 
 
@@ -147,6 +150,24 @@ def test_statistics_keep_their_digits_under_a_large_mean(host):
     actual, wanted = run(host, case), expected(case)
     for key in STATISTICS:
         torch.testing.assert_close(actual[key].double(), wanted[key], rtol=1e-5, atol=0)
+
+
+LARGE = [
+    {"n": 1, "c": 1, "h": 45, "w": 67, "style_h": 64, "style_w": 64},  # in registers
+    {"n": 16, "c": 16, "h": 77, "w": 81, "style_h": 3, "style_w": 5},  # several tiles
+    {"n": 1, "c": 1, "h": 150, "w": 140, "style_h": 130, "style_w": 83},  # several blocks
+]
+
+
+@cases(*(Case(**size, mean=1, first=first) for size in LARGE for first in (30, 1e5)))
+def test_a_first_value_far_from_the_others(host, case):
+    assert_matches_reference(host, case)
+
+
+@cases(*(Case(**size, mean=mean) for size in LARGE for mean in (3e9, 1e37)))
+def test_planes_that_are_constant(host, case):
+    """Of these means, that is: float32 has no digits for more."""
+    assert_matches_reference(host, case)
 
 
 @pytest.mark.parametrize("needs", [(), ("grad_content",), ("grad_style",)], ids=str)

@@ -38,6 +38,7 @@ class Case(Layout):
     eps: float = 1e-5
     correction: int = 1
     mean: float = 5  # of the content
+    first: float | None = None  # value of every plane of the content
     dtype: torch.dtype = torch.float32
     shift: int = 0
     row_gap: int = 0
@@ -47,8 +48,11 @@ class Case(Layout):
 def arguments(case: Case) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     planes, channels = (case.n, case.c, case.h, case.w), torch.Generator().manual_seed(1)
+    content = values(case, generator, *planes, key="content").mul_(3).add_(case.mean)
+    if case.first is not None:
+        content[..., 0, 0] = case.first
     return {
-        "content": values(case, generator, *planes, key="content").mul_(3).add_(case.mean),
+        "content": content,
         "gamma_ind": torch.randn(case.c, generator=channels).to(case.dtype),
         "beta_ind": torch.randn(case.c, generator=channels).to(case.dtype),
         "gamma_style": values(case, generator, *planes, key="gamma_style"),
@@ -130,6 +134,24 @@ def test_statistics_keep_their_digits_under_a_large_mean(host):
     actual, wanted = run(host, case), expected(case)
     for key in ("mean", "rstd"):
         torch.testing.assert_close(actual[key].double(), wanted[key], rtol=1e-5, atol=0)
+
+
+LARGE = [
+    {"n": 1, "c": 4, "h": 45, "w": 67},  # in registers
+    {"n": 16, "c": 16, "h": 77, "w": 81},  # several tiles
+    {"n": 1, "c": 2, "h": 150, "w": 140},  # several blocks
+]
+
+
+@cases(*(Case(**size, mean=1, first=first) for size in LARGE for first in (30, 1e5)))
+def test_a_first_value_far_from_the_others(host, case):
+    assert_matches_reference(host, case)
+
+
+@cases(*(Case(**size, mean=mean) for size in LARGE for mean in (3e9, 1e37)))
+def test_planes_that_are_constant(host, case):
+    """Of these means, that is: float32 has no digits for more."""
+    assert_matches_reference(host, case)
 
 
 @pytest.mark.parametrize("needs", [(), ("grad_content",), ("grad_gamma_style",)], ids=str)

@@ -37,6 +37,8 @@ class Case(Layout):
     shift: int = 0  # values between 16 bytes and the start of every row
     row_gap: int = 0  # values between the end of a row and the next
     eps: float = 1e-5
+    mean: float = 5  # of the input, where it is normalised
+    first: float | None = None  # value of every plane of the input
 
 
 def arguments(case: Case) -> dict[str, Tensor | None]:
@@ -54,7 +56,9 @@ def arguments(case: Case) -> dict[str, Tensor | None]:
         bias = values(case, generator, n, case.bias, h, w)
     x = values(case, generator, n, c, in_h, in_w)
     if case.normalize:
-        x.mul_(3).add_(5)
+        x.mul_(3).add_(case.mean)
+    if case.first is not None:
+        x[..., 0, 0] = case.first
     return {"input": x, "vertical": vertical, "horizontal": horizontal, "bias": bias}
 
 
@@ -253,6 +257,17 @@ def test_statistics_keep_their_digits_under_a_large_mean(host):
     var, mean = torch.var_mean(given["input"].double(), dim=(2, 3), correction=0)
     torch.testing.assert_close(actual["mean"].double(), mean, rtol=1e-7, atol=0)
     torch.testing.assert_close(actual["rstd"].double(), (var + case.eps).rsqrt(), rtol=1e-5, atol=0)
+
+
+@cases(*(Case(n=1, h=h, w=w, normalize=True, mean=1, first=x) for h, w in ((45, 67), (150, 140)) for x in (30, 1e5)))
+def test_a_first_value_far_from_the_others(host, case):
+    assert_matches_reference(host, case)
+
+
+@cases(*(Case(n=1, h=h, w=w, normalize=True, mean=x) for h, w in ((45, 67), (150, 140)) for x in (3e9, 1e37)))
+def test_planes_that_are_constant(host, case):
+    """Of these means, that is: float32 has no digits for more."""
+    assert_matches_reference(host, case)
 
 
 @pytest.mark.parametrize("needs", [(), *((name,) for name in GRADIENTS), GRADIENTS[:2], GRADIENTS[1:]], ids=str)

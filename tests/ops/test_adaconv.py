@@ -17,7 +17,7 @@ from stylekern import reference
 from stylekern.ops import adaconv
 
 from .cases import Case, arguments_of, relative_error
-from .suite import OperatorSuite
+from .normalizing_suite import NormalizingSuite
 
 
 def make(
@@ -43,7 +43,7 @@ def make(
 call = partial(arguments_of, make)
 
 
-class TestAdaconv(OperatorSuite):
+class TestAdaconv(NormalizingSuite):
     name = "adaconv"
     function = staticmethod(adaconv)
     reference = staticmethod(reference.adaconv)
@@ -72,6 +72,8 @@ class TestAdaconv(OperatorSuite):
         "no-channels-in": lambda: make(c=0, co=3, size=1),
         "no-channels-in-of-two-a-group": lambda: make(c=0, co=3),
     }
+    normalized = ("input",)
+    sized = staticmethod(lambda h, w: make(n=1, size=1, h=h, w=w))
     typical = "two-a-group"
     threaded = {
         "whole-groups": lambda: make(c=32, co=32, size=2, h=33, w=50),

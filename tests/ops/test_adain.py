@@ -14,7 +14,7 @@ from stylekern import reference
 from stylekern.ops import adain
 
 from .cases import Case, arguments_of, relative_error
-from .suite import OperatorSuite
+from .normalizing_suite import NormalizingSuite
 
 
 def make(n: int = 2, c: int = 3, h: int = 7, w: int = 19, hs: int = 5, ws: int = 9, **options: Any) -> Case:
@@ -25,7 +25,7 @@ def make(n: int = 2, c: int = 3, h: int = 7, w: int = 19, hs: int = 5, ws: int =
 call = partial(arguments_of, make)
 
 
-class TestAdain(OperatorSuite):
+class TestAdain(NormalizingSuite):
     name = "adain"
     function = staticmethod(adain)
     reference = staticmethod(reference.adain)
@@ -43,6 +43,8 @@ class TestAdain(OperatorSuite):
         "empty-content": lambda: make(h=0),
         "no-channels": lambda: make(c=0),
     }
+    normalized = ("content", "style")
+    sized = staticmethod(lambda h, w: make(n=1, c=2, h=h, w=w, hs=w, ws=h))
     typical = "sizes-differ"
     threaded = {
         "few-planes": lambda: make(n=1, c=3, h=257, w=129, hs=100, ws=101),

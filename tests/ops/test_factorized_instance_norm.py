@@ -15,7 +15,7 @@ from stylekern import reference
 from stylekern.ops import factorized_instance_norm
 
 from .cases import Case, arguments_of, relative_error
-from .suite import OperatorSuite
+from .normalizing_suite import NormalizingSuite
 
 
 def make(n: int = 2, c: int = 3, h: int = 7, w: int = 19, **options: Any) -> Case:
@@ -32,7 +32,7 @@ def make(n: int = 2, c: int = 3, h: int = 7, w: int = 19, **options: Any) -> Cas
 call = partial(arguments_of, make)
 
 
-class TestFactorizedInstanceNorm(OperatorSuite):
+class TestFactorizedInstanceNorm(NormalizingSuite):
     name = "factorized_instance_norm"
     function = staticmethod(factorized_instance_norm)
     reference = staticmethod(reference.factorized_instance_norm)
@@ -50,6 +50,8 @@ class TestFactorizedInstanceNorm(OperatorSuite):
         "empty-height": lambda: make(h=0),
         "no-channels": lambda: make(c=0),
     }
+    normalized = ("content",)
+    sized = staticmethod(lambda h, w: make(n=1, h=h, w=w))
     typical = "typical"
     threaded = {
         "few-planes": lambda: make(n=1, c=3, h=257, w=129),

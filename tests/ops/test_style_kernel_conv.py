@@ -17,7 +17,7 @@ from stylekern import _backends, reference
 from stylekern.ops import style_kernel_conv
 
 from .cases import TOLERANCE, Case, arguments_of, relative_error
-from .suite import OperatorSuite
+from .normalizing_suite import NormalizingSuite
 
 
 def make(
@@ -82,11 +82,13 @@ def cases() -> dict[str, Any]:
 call = partial(arguments_of, make)
 
 
-class TestStyleKernelConv(OperatorSuite):
+class TestStyleKernelConv(NormalizingSuite):
     name = "style_kernel_conv"
     function = staticmethod(style_kernel_conv)
     reference = staticmethod(reference.style_kernel_conv)
     cases = cases()
+    normalized = ("input",)
+    sized = staticmethod(lambda h, w: make(n=1, c=2, g=2, h=h, w=w, normalize=True))
     typical = "sequential-reflect-normalize"
     threaded = {
         "few-planes": lambda: make(n=1, c=4, g=1, h=90, w=70, normalize=True),
