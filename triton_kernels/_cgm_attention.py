@@ -178,11 +178,17 @@ def rows_of(count, rows, lq, BLOCK_Q: tl.constexpr):
 
 @triton.jit
 def load_scaled(x_ptr, row, col_ptr, r, n, cols, count, keys):
-    """A product's numbers, times the scales of their rows and columns."""
+    """A product's numbers, times the scales of their rows and columns.
+
+    A scale of zero is that of a norm that overflowed; its product may be infinite.
+    """
     there = inside(r, cols, count, keys)
-    x = tl.load(x_ptr + offsets(r, cols, keys), mask=there, other=0.0) * row[:, None]
+    scale = row[:, None]
+    x = tl.load(x_ptr + offsets(r, cols, keys), mask=there, other=0.0)
+    x = tl.where(scale == 0, 0.0, x * scale)
     if col_ptr is not None:
-        x *= tl.load(col_ptr + offsets(n, cols, keys), mask=there, other=0.0)
+        scale = tl.load(col_ptr + offsets(n, cols, keys), mask=there, other=0.0)
+        x = tl.where(scale == 0, 0.0, x * scale)
     return x
 
 

@@ -230,6 +230,8 @@ def _row_factor_kernel(
             there = inside(r, d, length, depth)
             x = tl.load(x_ptr + d.to(tl.int64)[None, :] * stride_xd, mask=there, other=0.0)
             tl.store(parts_ptr + d[None, :], x, mask=inside(r, d, rows, width))
+    if EPS is not None:  # 0, of a norm that overflowed, is for numbers
+        scale = tl.where(tl.max(strange, 1) > 0, float("nan"), scale)
     mantissa, power = _mantissa_and_power(rnorm)
     numbers_ptr += n * rows + r
     step = tl.full((), step, tl.int64)

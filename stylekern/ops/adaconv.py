@@ -59,7 +59,8 @@ def adaconv(
         correction: The variance divides by H * W less this; 0 is `F.instance_norm`'s.
 
     Returns:
-        [N, Co, H, W], contiguous, of the input's dtype. Sums run in float32, or float64 for float64.
+        [N, Co, H, W], contiguous, of the input's dtype. Sums run in float32, or float64 for float64; on a GPU with C/G
+        above 1, torch's products of pointwise follow its setting of TF32 for matrix products, which is off by default.
 
     Raises:
         ValueError: Shapes that do not fit, an unknown option, a variance of too few positions.

@@ -50,7 +50,8 @@ def cgm_attention(
             keeps every key, also one whose A underflows to zero; a NaN keeps none.
         alpha: The scale of the scores.
         cosine: Normalises queries and keys; without it the scores are alpha * q . k. A row of zeros attends evenly, as
-            does one whose norm overflows the type.
+            does one whose norm overflows: from 1.8e19 on where norms are float32, which those of the compiled CPU
+            kernels are not.
         gate_grad: "none" gives the gates their exact gradient, which is zero. "straight_through" leaves the output as
             it is, and takes for the gate's derivative that of sigmoid((A - T) * Lk / temperature), through A and T.
         temperature: Of that sigmoid; A * Lk is 1 on average.

@@ -16,7 +16,7 @@ from torch import Tensor
 from stylekern import _backends, reference
 from stylekern.ops import OPERATORS, cgm_attention
 
-from .cases import Case, arguments_of, relative_error
+from .cases import TOLERANCE, Case, arguments_of, relative_error
 from .suite import OperatorSuite
 from .thresholds import STRAIGHT, attention, make, rows_at_threshold, short_rows, threshold
 
@@ -292,6 +292,19 @@ class TestCgmAttention(OperatorSuite):
         y, grads = gradients(case, torch.ones(2, 5, 6))
         assert torch.allclose(y[0, 0], case.tensors["value"][0].mean(0))
         assert all(x.isfinite().all() for x in grads)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+    def test_rows_whose_norms_overflow_attend_evenly(self, dtype: torch.dtype, backend: str, device: str) -> None:
+        case, huge = make(gate="none"), 1e175 if dtype == torch.float64 else 1e25
+        for name in ("query", "key"):  # and the products of the two do
+            case.tensors[name][:, ::2] *= huge
+        in_double = dtype == torch.float64 or (backend, device) == ("compiled", "cpu")  # where norms are taken
+        ours = case.to(device, dtype)
+        truth = ours.to(device, torch.float64 if in_double else torch.float32)
+        upstream = [torch.randn(2, 5, 6, device=device).to(dtype)]
+        given, expected = self.run(cgm_attention, ours, upstream), self.run(reference.cgm_attention, truth, upstream)
+        for a, b in zip(given, expected, strict=True):
+            assert relative_error(a, b.detach()) < TOLERANCE[dtype]
 
     def test_large_scores(self, backend: str, device: str) -> None:
         """Scores of 1e4 and rows of 1e15 overflow nowhere."""
