@@ -24,31 +24,22 @@ void with_kernels(const F& f) {
 
 template <class T>
 void forward(const AdaConvArgs<T>& args) {
-  constexpr int64_t kPair = 1 << 12;  // bytes of a group; of two larger ones, the second's sums would wait for memory
   const AdaConv& p = args.problem;
-  const int64_t bands = band_count(p.n * p.groups, p.h, p.kh);
-  const bool pairs = p.group_in() * p.h * p.w * int64_t(sizeof(T)) <= kPair;
+  const int64_t bands = band_count(p.n * p.groups, p.h, p.kh), group = p.group_in();
+  const int64_t together = groups_together(group, p.h * p.w);
   with_kernels<T>([&](const auto& kernels) {
-    const auto group_statistics = [&](auto& conv, int64_t group) {
-      for (int64_t m = 0; m < p.group_in(); ++m) conv.statistics(group * p.group_in() + m);
-    };
     if (args.mean && bands > 1)
-      parallel_for(p.n * p.c, p.h * p.w, [&](int64_t begin, int64_t end) {
-        const auto conv = kernels.forward(args);
-        for (int64_t nc = begin; nc < end; ++nc) conv.statistics(nc);
-      });
-    // A group is convolved right after its statistics, while it is in cache. The smallest groups' are taken two at a
-    // time: each ends in a chain of divisions and a root, as long as half of its sums, and two such chains overlap.
+      parallel_for(p.n * p.c, p.h * p.w,
+                   [&](int64_t begin, int64_t end) { kernels.forward(args).statistics(begin, end); });
+    // Groups are convolved right after their statistics, while they are in cache.
     for_bands(
-        p, bands, cost(p) / bands, [&] { return std::pair{kernels.forward(args), false}; },
-        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-          auto& [conv, ready] = state;
-          if (bands > 1) next = -1;
-          if (args.mean && bands == 1 && !std::exchange(ready, false)) {
-            group_statistics(conv, n * p.groups + g);
-            if ((ready = pairs && next >= 0)) group_statistics(conv, next);
-          }
-          conv.run(n, g, row0, row1, next);
+        p, bands, cost(p) / bands, [&] { return std::pair{kernels.forward(args), Batches()}; },
+        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, const Turn& turn) {
+          auto& conv = state.first;
+          if (args.mean && bands == 1)
+            state.second.before(n * p.groups + g, turn, together,
+                                [&](int64_t first, int64_t last) { conv.statistics(first * group, last * group); });
+          conv.run(n, g, row0, row1, turn.next);
         });
   });
 }
@@ -94,10 +85,9 @@ void backward(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
     for_bands(
         p, bands, cost(p) * (together && args.grad_kernel ? 2 : 1) / bands,
         [&] { return std::tuple{kernels.backward_kernel(args), kernels.backward_input(args), std::vector<A>()}; },
-        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
+        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, const Turn& turn) {
           auto& [kernel, conv, own_planes] = state;
-          if (bands > 1) next = -1;
-          if (together) kernel.run(n, g, 0, p.group_out(), next);
+          if (together) kernel.run(n, g, 0, p.group_out(), turn.next);
           const int64_t first = g * p.group_in();
           A* grad_x = nullptr;
           if (in_place || buffer) {
@@ -106,7 +96,7 @@ void backward(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
             own_planes.resize(size_t(p.group_in() * plane));
             grad_x = own_planes.data();
           }
-          conv.run(n, g, row0, row1, next, grad_x);
+          conv.run(n, g, row0, row1, turn.next, grad_x);
           if (bands == 1)
             for (int64_t m = 0; m < p.group_in(); ++m) conv.finish(n, first + m, grad_x + m * plane);
         });

@@ -70,9 +70,11 @@ class AdaConvForward {
 
   explicit AdaConvForward(const AdaConvArgs<T>& args) : args_(args), p_(args.problem), x_(p_), converted_(p_.w, 0) {}
 
-  void statistics(int64_t nc) const {
-    instance_statistics(input_plane(nc), p_.h, p_.w, p_.input.row, args_.eps, args_.correction, args_.mean + nc,
-                        args_.rstd + nc);
+  // Means and deviations of the channels [first, last) of all.
+  void statistics(int64_t first, int64_t last) const {
+    instance_statistics<T>(
+        first, last, [&](int64_t nc) { return input_plane(nc); }, p_.h, p_.w, p_.input.row, args_.eps, args_.correction,
+        args_.mean, args_.rstd);
   }
 
   // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that is this thread's next, or -1.

@@ -75,8 +75,8 @@ std::tuple<Tensor, Tensor> adain_backward(Tensor grad, Tensor content, Tensor st
 #define STYLEKERN_CALL(target)                                                                                   \
   for_steps(                                                                                                     \
       p.planes(), 4 * (p.h * p.w + p.style_h * p.style_w), [] { return std::optional<target::GradientSums>(); }, \
-      [&](auto& sums, int64_t plane, int64_t next) {                                                             \
-        sums = target::AdainKernels<T>::backward(args, plane, next, sums);                                       \
+      [&](auto& sums, int64_t plane, const Turn& turn) {                                                         \
+        sums = target::AdainKernels<T>::backward(args, plane, turn.next, sums);                                  \
       })
     STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
 #undef STYLEKERN_CALL

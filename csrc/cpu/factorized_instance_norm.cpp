@@ -83,11 +83,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> factorized_instance_norm_backward(Ten
     const int64_t row_bytes = stream_row_bytes(p.h, p.w, flat ? p.w : 0, sizeof(T));
     args.streamed = streams_whole_lines() && worth_streaming(args.grad_content, bytes, row_bytes) &&
                     worth_streaming(args.grad_gamma_style, bytes, row_bytes);
-#define STYLEKERN_CALL(target)                                                              \
-  for_steps(                                                                                \
-      p.planes(), 8 * p.h * p.w, [] { return std::optional<target::GradientSums>(); },      \
-      [&](auto& sums, int64_t plane, int64_t next) {                                        \
-        sums = target::FactorizedInstanceNormKernels<T>::backward(args, plane, next, sums); \
+#define STYLEKERN_CALL(target)                                                                   \
+  for_steps(                                                                                     \
+      p.planes(), 8 * p.h * p.w, [] { return std::optional<target::GradientSums>(); },           \
+      [&](auto& sums, int64_t plane, const Turn& turn) {                                         \
+        sums = target::FactorizedInstanceNormKernels<T>::backward(args, plane, turn.next, sums); \
       })
     STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
 #undef STYLEKERN_CALL

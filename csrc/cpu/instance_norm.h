@@ -132,6 +132,74 @@ STYLEKERN_NOINLINE void instance_statistics(const T* plane, int64_t h, int64_t w
   PlaneMoments<T>(plane, h, w, row).result(eps, correction, mean, rstd);
 }
 
+// The same of P planes of so few values, in rows that touch, that each is summed in float as a whole: by itself, a
+// plane would wait for its chains of additions, and then for its divisions and its root. The same bits as alone.
+template <int P, class T>
+STYLEKERN_NOINLINE void small_statistics(const T* const (&planes)[P], int64_t values, double eps, int64_t correction,
+                                         Acc<T>* mean, Acc<T>* rstd) {
+  static_assert(kSmallPlane <= PiecesOf::kPending);
+  using A = Acc<T>;
+  constexpr int64_t lanes = kLanes<A>;
+  const auto each = [](auto f) STYLEKERN_ALWAYS_INLINE {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) f(p);
+  };
+  const int64_t first = std::min<int64_t>(values, 64);
+  Vec<A> start[P]{}, sums[P][2]{}, squares[P][2]{};
+  for_vectors<A>(first, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+    each([&](int p) STYLEKERN_ALWAYS_INLINE { start[p] += load(planes[p] + j, count); });
+  });
+  A centres[P];
+  each([&](int p) STYLEKERN_ALWAYS_INLINE { centres[p] = lane_total<A>(start[p]) / A(first); });
+  Vec<A> minus[P];
+  each([&](int p) STYLEKERN_ALWAYS_INLINE { minus[p] = broadcast(-centres[p]); });
+  const auto add = [&](int p, int k, Vec<A> d)
+                       STYLEKERN_ALWAYS_INLINE { sums[p][k] += d, squares[p][k] = fma(d, d, squares[p][k]); };
+  int64_t j = 0;
+  for (; j + 2 * lanes <= values; j += 2 * lanes)
+    each([&](int p) STYLEKERN_ALWAYS_INLINE {
+      add(p, 0, load(planes[p] + j) + minus[p]), add(p, 1, load(planes[p] + j + lanes) + minus[p]);
+    });
+  for (int k = 0; k < 2 && j < values; ++k, j += lanes)
+    each([&](int p) STYLEKERN_ALWAYS_INLINE {
+      const int64_t count = std::min(values - j, lanes);
+      add(p, k, first_lanes<A>(load_first(planes[p] + j, count) + minus[p], count));
+    });
+  double total[P], total_squares[P];
+  each([&](int p) STYLEKERN_ALWAYS_INLINE {
+    LaneSum of_sums, of_squares;
+    of_sums.add(sums[p][0] + sums[p][1]), of_squares.add(squares[p][0] + squares[p][1]);
+    total[p] = of_sums.total(), total_squares[p] = of_squares.total();
+  });
+  const double n = double(values);
+  bool again[P];
+  each([&](int p) STYLEKERN_ALWAYS_INLINE {
+    const double d = total[p] / n, m2 = total_squares[p] - n * d * d;
+    again[p] = n * d * d > 4 * m2 || !std::isfinite(m2);
+    mean[p] = A(double(centres[p]) + d);
+    rstd[p] = A(1 / std::sqrt(std::max(m2, 0.0) / (n - double(correction)) + eps));
+  });
+  for (int p = 0; p < P; ++p)
+    if (again[p]) instance_statistics(planes[p], 1, values, values, eps, correction, mean + p, rstd + p);
+}
+
+// mean and 1 / sqrt(var + eps) of the planes [first, last), which are at plane(first) and so on.
+template <class T, class Plane>
+void instance_statistics(int64_t first, int64_t last, const Plane& plane, int64_t h, int64_t w, int64_t row, double eps,
+                         int64_t correction, Acc<T>* mean, Acc<T>* rstd) {
+  constexpr int together = STYLEKERN_VECTOR_BYTES == 64 ? 4 : 2;  // all that there are registers for
+  int64_t flat_h = h, flat_w = w;
+  flatten(flat_h, flat_w, {row});
+  if (flat_h == 1 && flat_w <= kSmallPlane)
+    for (; first + together <= last; first += together) {
+      const T* planes[together];
+      for (int p = 0; p < together; ++p) planes[p] = plane(first + p);
+      small_statistics(planes, flat_w, eps, correction, mean + first, rstd + first);
+    }
+  for (; first < last; ++first)
+    instance_statistics(plane(first), h, w, row, eps, correction, mean + first, rstd + first);
+}
+
 struct GradientSums {
   double g = 0, gx = 0;
 };

@@ -113,6 +113,11 @@ inline int64_t band_count(int64_t units, int64_t h, int64_t taps) {
   return std::clamp<int64_t>((wanted + units - 1) / units, 1, std::max<int64_t>(h / thinnest, 1));
 }
 
+// What a thread does after a step: `next`, or -1 for nothing. From that step up to `end`, its steps follow each other.
+struct Turn {
+  int64_t next, end;
+};
+
 // A thread's chunks, a step at a time.
 class Steps {
  public:
@@ -122,14 +127,33 @@ class Steps {
     if (step_ == end_) std::tie(step_, end_) = take_();
     return step_ < end_ ? step_++ : -1;
   }
+  // Of the chunk that next() was in.
+  int64_t end() const { return end_; }
 
  private:
   Take& take_;
   int64_t step_ = 0, end_ = 0;
 };
 
-// Calls work(state, step, next) for every step, on torch's threads, with a state per thread that make() returns; `next`
-// is the step that this thread does after that, or -1.
+// What is done for some steps at once, before the first of them.
+class Batches {
+ public:
+  // Calls do_first(step, last) where it has not been for this step: for `together` of them, as far as they follow each
+  // other.
+  template <class F>
+  void before(int64_t step, const Turn& turn, int64_t together, const F& do_first) {
+    if (done_ == 0) {
+      done_ = std::min(together, turn.end - step);
+      do_first(step, step + done_);
+    }
+    --done_;
+  }
+
+ private:
+  int64_t done_ = 0;  // of the steps to come
+};
+
+// Calls work(state, step, turn) for every step, on torch's threads, with a state per thread that make() returns.
 template <class Make, class Work>
 void for_steps(int64_t count, int64_t operations, const Make& make, const Work& work) {
   constexpr int64_t kStep = 256;  // however small a step: mostly a plane, whose statistics end in divisions and a root
@@ -138,21 +162,21 @@ void for_steps(int64_t count, int64_t operations, const Make& make, const Work& 
     int64_t step = steps.next();
     if (step < 0) return;
     for (auto state = make(); step >= 0;) {
-      const int64_t next = steps.next();
-      work(state, step, next);
+      const int64_t end = steps.end(), next = steps.next();
+      work(state, step, Turn{next, end});
       step = next;
     }
   });
 }
 
-// Calls work(state, n, g, row0, row1, next) for every band of every sample and group, as for_steps() does; `next` is an
-// n * groups + g. P is an operator's problem.
+// Calls work(state, n, g, row0, row1, turn) for every band of every sample and group, as for_steps() does; where there
+// is one band, `turn` is of n * groups + g, and where there are more, of nothing. P is an operator's problem.
 template <class P, class Make, class Work>
 void for_bands(const P& p, int64_t bands, int64_t operations, const Make& make, const Work& work) {
-  for_steps(p.n * p.groups * bands, operations, make, [&](auto& state, int64_t step, int64_t next) {
+  for_steps(p.n * p.groups * bands, operations, make, [&](auto& state, int64_t step, const Turn& turn) {
     const int64_t unit = step / bands, band = step % bands;
     work(state, unit / p.groups, unit % p.groups, p.h * band / bands, p.h * (band + 1) / bands,
-         next < 0 ? -1 : next / bands);
+         bands == 1 ? turn : Turn{-1, -1});
   });
 }
 
@@ -167,9 +191,9 @@ STYLEKERN_NOINLINE inline void for_planes(int64_t planes, int64_t h, int64_t ope
   if (bands == 1)
     return for_steps(
         planes, h * operations, [] { return false; },
-        [&](bool& begun, int64_t plane, int64_t next) {
+        [&](bool& begun, int64_t plane, const Turn& turn) {
           if (!std::exchange(begun, true)) first(plane);
-          then(plane, 0, h, next);
+          then(plane, 0, h, turn.next);
         });
   parallel_for(planes, h * operations, [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) first(plane);

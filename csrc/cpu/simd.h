@@ -99,6 +99,17 @@ inline bool is_large(int64_t bytes) { return bytes >= int64_t{16} << 20; }
 // Whether a plane that is fetched before its turn still is in a second-level cache then.
 inline bool waits_in_cache(int64_t bytes) { return bytes <= int64_t{1} << 17; }
 
+// Values of a plane whose statistics are best taken with others' (see small_statistics()), and how many planes it is
+// of: what a first-level cache holds.
+inline constexpr int64_t kSmallPlane = 1024;
+inline int64_t planes_together(int64_t values) {
+  return values > kSmallPlane ? 1 : 4 * kSmallPlane / std::max<int64_t>(values, 1);
+}
+// The same in groups of planes.
+inline int64_t groups_together(int64_t group, int64_t values) {
+  return std::max<int64_t>(planes_together(values) / std::max<int64_t>(group, 1), 1);
+}
+
 // Whether results should bypass the caches, which saves reading each line before it is overwritten. Measured on two
 // cores, all operators: where they are large that gains up to a third, below it loses as much.
 inline bool worth_streaming(const void* results, int64_t bytes, int64_t row_bytes) {

@@ -30,19 +30,20 @@ template <class T>
 void forward(const StyleKernelConvArgs<T>& args) {
   const StyleKernelConv& p = args.problem;
   const int64_t bands = band_count(p.n * p.groups, p.h, p.kv), cpg = p.channels_per_group();
+  const int64_t together = groups_together(cpg, p.h * p.w);
   with_kernels<T>([&](const auto& kernels) {
-    // A whole plane is convolved right after its statistics, while it is in cache.
     if (args.mean && bands > 1)
-      parallel_for(p.n * p.c, p.h * p.w, [&](int64_t begin, int64_t end) {
-        auto conv = kernels.forward(args);
-        for (int64_t nc = begin; nc < end; ++nc) conv.statistics(nc);
-      });
+      parallel_for(p.n * p.c, p.h * p.w,
+                   [&](int64_t begin, int64_t end) { kernels.forward(args).statistics(begin, end); });
+    // Groups are convolved right after their statistics, while they are in cache.
     for_bands(
-        p, bands, cost(p) / bands, [&] { return kernels.forward(args); },
-        [&](auto& conv, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
+        p, bands, cost(p) / bands, [&] { return std::pair{kernels.forward(args), Batches()}; },
+        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, const Turn& turn) {
+          auto& conv = state.first;
           if (args.mean && bands == 1)
-            for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) conv.statistics(n * p.c + c);
-          conv.run(n, g, row0, row1, bands == 1 ? next : -1);
+            state.second.before(n * p.groups + g, turn, together,
+                                [&](int64_t first, int64_t last) { conv.statistics(first * cpg, last * cpg); });
+          conv.run(n, g, row0, row1, turn.next);
         });
   });
 }
@@ -76,7 +77,7 @@ void backward(const StyleKernelConvBackwardArgs<T>& args, const Tensor& input) {
     };
     for_bands(
         p, bands, cost(p) / bands, [&] { return std::pair{kernels.backward(args), std::vector<A>()}; },
-        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t) {
+        [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, const Turn&) {
           auto& [conv, own_planes] = state;
           A* grad_x = nullptr;
           if (args.grad_input && (in_place || buffer)) grad_x = planes(n, g);

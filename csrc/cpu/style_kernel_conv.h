@@ -97,11 +97,11 @@ class StyleKernelConvForward {
     if (args_.streamed) finish_streams();
   }
 
-  // Mean and deviation of a channel, unless run() brought them along with the channel before.
-  void statistics(int64_t nc) {
-    if (nc == ready_) return;
-    instance_statistics(plane(nc), p_.h, p_.w, p_.input.row, args_.eps, args_.correction, args_.mean + nc,
-                        args_.rstd + nc);
+  // Means and deviations of the channels [first, last) of all.
+  void statistics(int64_t first, int64_t last) const {
+    instance_statistics<T>(
+        first, last, [&](int64_t nc) { return plane(nc); }, p_.h, p_.w, p_.input.row, args_.eps, args_.correction,
+        args_.mean, args_.rstd);
   }
 
   // Rows [i0, i1) of t; t_row(i - i0) is the first value of such a row, which the border rule extends on both sides.
@@ -125,9 +125,6 @@ class StyleKernelConvForward {
   void run_3x3(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
     const int64_t cpg = p_.channels_per_group();
     const T* const fetched = to_fetch(next);
-    // The next plane's statistics: see forward_short_rows_3x3.
-    const bool summed = V == 2 && next >= 0 && cpg == 1 && args_.mean;
-    PlaneMoments<T> moments(summed ? plane(next) : nullptr, p_.h, p_.w, p_.input.row);
     const auto rows = [&](int64_t c, int64_t i0, int64_t i1) STYLEKERN_ALWAYS_INLINE {
       const int64_t nc = n * p_.c + c;
       const T* const bias = this->bias(n, g, c);
@@ -147,7 +144,7 @@ class StyleKernelConvForward {
                               args_.streamed,
                               fetched_3x3_};
       if constexpr (V > 0)
-        forward_short_rows_3x3<V>(to, from, i0, i1, moments);
+        forward_short_rows_3x3<V>(to, from, i0, i1);
       else
         forward_long_rows_3x3(to, from, i0, i1);
     };
@@ -155,9 +152,6 @@ class StyleKernelConvForward {
     const int64_t tile = cpg == 1 ? row1 - row0 : std::max<int64_t>(kTileValues / p_.w, 1);
     for (int64_t i0 = row0; i0 < row1; i0 += tile)
       for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) rows(c, i0, std::min(i0 + tile, row1));
-    if (!summed) return;
-    moments.result(args_.eps, args_.correction, args_.mean + next, args_.rstd + next);
-    ready_ = next;
   }
 
   void run_tiles(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
@@ -242,7 +236,6 @@ class StyleKernelConvForward {
   PaddedRows<A> t_;
   std::vector<T> zeros_;
   bool fetched_3x3_, fetches_input_;
-  int64_t ready_ = -1;
 };
 
 }  // namespace stylekern::STYLEKERN_TARGET

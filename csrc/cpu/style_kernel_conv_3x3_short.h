@@ -21,12 +21,10 @@ STYLEKERN_INLINE void vertical_short_3x3(const T* v, int64_t tap, const Vec<Acc<
   }
 }
 
-// y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j], rows [i0, i1). `ahead`: the sums of another plane, or of none,
-// which come along where registers are left: beside two vectors of a row, a pair of the other's. (Calls that take a
-// piece every few rows cost more than they hide: 1.03 to 1.3 of the time with four vectors and in long rows.)
+// y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j], rows [i0, i1)
 template <int V, class T>
 STYLEKERN_INLINE void forward_short_rows_3x3(const OutputPlane<T>& to, const InputPlane<T>& from, int64_t i0,
-                                             int64_t i1, PlaneMoments<T>& ahead) {
+                                             int64_t i1) {
   using A = Acc<T>;
   constexpr int lanes = kLanes<A>;
   const std::integral_constant<int, lanes> whole;
@@ -34,7 +32,7 @@ STYLEKERN_INLINE void forward_short_rows_3x3(const OutputPlane<T>& to, const Inp
   T* y = to.y + i0 * to.w;
   Vec<A> above[V], here[V], below[V];
   from.load_row(i0 - 1, above), from.load_row(i0, here);
-  const auto row = [&](int64_t i) STYLEKERN_ALWAYS_INLINE {
+  for (int64_t i = i0; i < i1; ++i) {
     from.load_row(i + 1, below);
     if constexpr (V > 2) from.fetch_next(i, V * lanes), to.fetch_filters(v, u, bias, V * lanes);
     Vec<A> t[V], sum[V];
@@ -54,21 +52,6 @@ STYLEKERN_INLINE void forward_short_rows_3x3(const OutputPlane<T>& to, const Inp
       above[k] = here[k], here[k] = below[k];
     }
     v += to.v_row, u += to.u_row, bias += to.bias_row, y += to.w;
-  };
-  if constexpr (V == 2) {
-    constexpr int64_t rows = PiecesOf::kPiece / (V * lanes);
-    for (int64_t i = i0; i < i1;) {
-      const int64_t first = i, last = std::min(i + rows, i1);
-      const bool beside = last == first + rows && ahead.at.has_piece();
-      auto piece = ahead.begin_piece();
-      for (; i < last; ++i) {
-        row(i);
-        if (beside) piece.add_pair((i - first) * V * lanes);
-      }
-      if (beside) ahead.end_piece(piece, PiecesOf::kPiece);
-    }
-  } else {
-    for (int64_t i = i0; i < i1; ++i) row(i);
   }
 }
 

@@ -1,4 +1,4 @@
-"""A plane's sums are taken while the plane before it is written: its results are those of that plane alone."""
+"""Sums of planes are taken together, or while the plane before is written: results are those of a plane alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekern import use_backend
-from stylekern.ops import adain, factorized_instance_norm, style_kernel_conv
+from stylekern.ops import adaconv, adain, factorized_instance_norm, style_kernel_conv
 
 from .cases import LAYOUTS
 
@@ -39,6 +39,11 @@ def conv_case(h: int, w: int, _hs: int, _ws: int, dtype: torch.dtype) -> tuple[C
     return lambda *tensors: style_kernel_conv(*tensors, normalize=True), [planes(h, w, dtype), *filters]
 
 
+def adaconv_case(h: int, w: int, _hs: int, _ws: int, dtype: torch.dtype) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    spatial, pointwise = torch.randn(N, C, 1, 3, 3).to(dtype), torch.randn(N, C, 1).to(dtype)
+    return adaconv, [planes(h, w, dtype), spatial, pointwise]
+
+
 def of_plane(x: Tensor, n: int, c: int) -> Tensor:
     return x[c : c + 1] if x.dim() == 1 else x[n : n + 1, c : c + 1]
 
@@ -53,9 +58,11 @@ def results(op: Callable[..., Tensor], tensors: list[Tensor], upstream: Tensor) 
 @pytest.mark.parametrize("layout", ["contiguous", "sliced", "misaligned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "sizes", [(16, 16, 16, 16), (33, 31, 33, 31), (32, 32, 7, 9), (20, 30, 61, 57), (3, 1100, 5, 1500)], ids=str
+    "sizes",
+    [(16, 16, 16, 16), (33, 31, 33, 31), (32, 32, 7, 9), (20, 30, 61, 57), (3, 4, 5, 2), (3, 1100, 5, 1500)],
+    ids=str,
 )
-@pytest.mark.parametrize("case", [adain_case, norm_case, conv_case])
+@pytest.mark.parametrize("case", [adain_case, norm_case, conv_case, adaconv_case])
 def test_results_of_a_plane_do_not_depend_on_the_others(
     case: Callable[..., tuple[Callable[..., Tensor], list[Tensor]]],
     sizes: tuple[int, int, int, int],
