@@ -26,15 +26,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adain(Tensor content, Tensor 
     args.style_mean = mutable_data<A>(style_mean), args.style_rstd = mutable_data<A>(style_rstd);
     args.streamed = worth_streaming(args.output, output.numel() * int64_t(sizeof(T)),
                                     stream_row_bytes(p.h, p.w, p.content.row, sizeof(T)));
-#define STYLEKERN_CALL(target)                                         \
-  for_planes(                                                          \
-      p.planes(), p.h, 4 * p.w,                                        \
-      [&](int64_t plane) {                                             \
-        target::AdainKernels<T>::style_statistics(args, plane);        \
-        target::AdainKernels<T>::content_statistics(args, plane);      \
-      },                                                               \
-      [&](int64_t plane, int64_t row0, int64_t row1, int64_t next) {   \
-        target::AdainKernels<T>::apply(args, plane, row0, row1, next); \
+    const int64_t together = planes_together_in_cache(std::max(p.h * p.w, p.style_h * p.style_w),
+                                                      (2 * output.numel() + style.numel()) * int64_t(sizeof(T)));
+#define STYLEKERN_CALL(target)                                                                      \
+  for_planes(                                                                                       \
+      p.planes(), p.h, 4 * p.w, together,                                                           \
+      [&](int64_t first, int64_t last) { target::AdainKernels<T>::statistics(args, first, last); }, \
+      [&](int64_t plane, int64_t row0, int64_t row1, int64_t next) {                                \
+        target::AdainKernels<T>::apply(args, plane, row0, row1, next);                              \
       })
     STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
 #undef STYLEKERN_CALL

@@ -6,15 +6,15 @@ template <class T>
 struct AdainKernels {
   using A = Acc<T>;
 
-  static void content_statistics(const AdainArgs<T>& args, int64_t plane) {
+  // Of the planes [first, last).
+  static void statistics(const AdainArgs<T>& args, int64_t first, int64_t last) {
     const Adain& p = args.problem;
-    instance_statistics(args.content_plane(plane), p.h, p.w, p.content.row, args.eps, p.correction,
-                        args.content_mean + plane, args.content_rstd + plane);
-  }
-  static void style_statistics(const AdainArgs<T>& args, int64_t plane) {
-    const Adain& p = args.problem;
-    instance_statistics(args.style_plane(plane), p.style_h, p.style_w, p.style.row, args.eps, p.correction,
-                        args.style_mean + plane, args.style_rstd + plane);
+    instance_statistics<T>(
+        first, last, [&](int64_t plane) { return args.style_plane(plane); }, p.style_h, p.style_w, p.style.row,
+        args.eps, p.correction, args.style_mean, args.style_rstd);
+    instance_statistics<T>(
+        first, last, [&](int64_t plane) { return args.content_plane(plane); }, p.h, p.w, p.content.row, args.eps,
+        p.correction, args.content_mean, args.content_rstd);
   }
 
   // y = (content - content_mean) * (content_rstd / style_rstd) + style_mean, rows [row0, row1). The statistics of plane
@@ -29,18 +29,23 @@ struct AdainKernels {
     T* const y = args.output + (plane * p.h + row0) * p.w;
     int64_t h = row1 - row0, w = p.w;
     flatten(h, w, {p.content.row});
-    PlaneMoments<T> content(next < 0 ? nullptr : args.content_plane(next), p.h, p.w, p.content.row);
-    PlaneMoments<T> style(next < 0 ? nullptr : args.style_plane(next), p.style_h, p.style_w, p.style.row);
-    for (int64_t i = 0; i < h; ++i) {
-      const T* const from = x + i * p.content.row;
-      T* const to = y + i * w;
-      const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        const Vec<A> centred = centre(load(from + j, count));
-        store_or_stream(to + j, fma(centred, broadcast(scale), broadcast(style_mean)), count, streamed);
-      };
-      map_vectors_beside(to, w, one, content, style);
-    }
-    if (next >= 0) {
+    const auto rows = [&](auto&... beside) {
+      for (int64_t i = 0; i < h; ++i) {
+        const T* const from = x + i * p.content.row;
+        T* const to = y + i * w;
+        const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+          const Vec<A> centred = centre(load(from + j, count));
+          store_or_stream(to + j, fma(centred, broadcast(scale), broadcast(style_mean)), count, streamed);
+        };
+        map_vectors_beside(to, w, one, beside...);
+      }
+    };
+    if (next < 0) {
+      rows();
+    } else {
+      PlaneMoments<T> content(args.content_plane(next), p.h, p.w, p.content.row);
+      PlaneMoments<T> style(args.style_plane(next), p.style_h, p.style_w, p.style.row);
+      rows(content, style);
       content.result(args.eps, p.correction, args.content_mean + next, args.content_rstd + next);
       style.result(args.eps, p.correction, args.style_mean + next, args.style_rstd + next);
     }

@@ -33,12 +33,13 @@ std::tuple<Tensor, Tensor, Tensor> factorized_instance_norm(Tensor content, Tens
     const bool flat = p.content.row == p.w && p.gamma_style.row == p.w && p.beta_style.row == p.w;
     args.streamed = worth_streaming(args.output, output.numel() * int64_t(sizeof(T)),
                                     stream_row_bytes(p.h, p.w, flat ? p.w : 0, sizeof(T)));
-#define STYLEKERN_CALL(target)                                                                   \
-  for_planes(                                                                                    \
-      p.planes(), p.h, 4 * p.w,                                                                  \
-      [&](int64_t plane) { target::FactorizedInstanceNormKernels<T>::statistics(args, plane); }, \
-      [&](int64_t plane, int64_t row0, int64_t row1, int64_t next) {                             \
-        target::FactorizedInstanceNormKernels<T>::apply(args, plane, row0, row1, next);          \
+    const int64_t together = planes_together_in_cache(p.h * p.w, 4 * output.numel() * int64_t(sizeof(T)));
+#define STYLEKERN_CALL(target)                                                                                       \
+  for_planes(                                                                                                        \
+      p.planes(), p.h, 4 * p.w, together,                                                                            \
+      [&](int64_t first, int64_t last) { target::FactorizedInstanceNormKernels<T>::statistics(args, first, last); }, \
+      [&](int64_t plane, int64_t row0, int64_t row1, int64_t next) {                                                 \
+        target::FactorizedInstanceNormKernels<T>::apply(args, plane, row0, row1, next);                              \
       })
     STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
 #undef STYLEKERN_CALL

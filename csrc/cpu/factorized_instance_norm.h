@@ -11,10 +11,12 @@ struct FactorizedInstanceNormKernels {
     return load_first(x + plane % args.problem.c, 1)[0];
   }
 
-  static void statistics(const Args& args, int64_t plane) {
+  // Of the planes [first, last).
+  static void statistics(const Args& args, int64_t first, int64_t last) {
     const FactorizedInstanceNorm& p = args.problem;
-    instance_statistics(args.plane(args.content, p.content, plane), p.h, p.w, p.content.row, args.eps, p.correction,
-                        args.mean + plane, args.rstd + plane);
+    instance_statistics<T>(
+        first, last, [&](int64_t plane) { return args.plane(args.content, p.content, plane); }, p.h, p.w, p.content.row,
+        args.eps, p.correction, args.mean, args.rstd);
   }
 
   // y = gamma_style * (gamma_ind * x + beta_ind) + beta_style, rows [row0, row1). The statistics of plane `next`,
@@ -31,19 +33,26 @@ struct FactorizedInstanceNormKernels {
     const bool streamed = args.streamed;  // a copy: results might overwrite what is read through a reference
     int64_t h = row1 - row0, w = p.w;
     flatten(h, w, {p.content.row, p.gamma_style.row, p.beta_style.row});
-    PlaneMoments<T> ahead(next < 0 ? nullptr : args.plane(args.content, p.content, next), p.h, p.w, p.content.row);
-    for (int64_t i = 0; i < h; ++i) {
-      const T* const from = content + i * p.content.row;
-      const T *const scale = gamma_style + i * p.gamma_style.row, *const shift = beta_style + i * p.beta_style.row;
-      T* const to = y + i * w;
-      const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-        const Vec<A> x = centre(load(from + j, count)) * rstd;
-        const Vec<A> inner = fma(x, broadcast(gamma), broadcast(beta));
-        store_or_stream(to + j, fma(load(scale + j, count), inner, load(shift + j, count)), count, streamed);
-      };
-      map_vectors_beside(to, w, one, ahead);
+    const auto rows = [&](auto&... beside) {
+      for (int64_t i = 0; i < h; ++i) {
+        const T* const from = content + i * p.content.row;
+        const T *const scale = gamma_style + i * p.gamma_style.row, *const shift = beta_style + i * p.beta_style.row;
+        T* const to = y + i * w;
+        const auto one = [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+          const Vec<A> x = centre(load(from + j, count)) * rstd;
+          const Vec<A> inner = fma(x, broadcast(gamma), broadcast(beta));
+          store_or_stream(to + j, fma(load(scale + j, count), inner, load(shift + j, count)), count, streamed);
+        };
+        map_vectors_beside(to, w, one, beside...);
+      }
+    };
+    if (next < 0) {
+      rows();
+    } else {
+      PlaneMoments<T> ahead(args.plane(args.content, p.content, next), p.h, p.w, p.content.row);
+      rows(ahead);
+      ahead.result(args.eps, p.correction, args.mean + next, args.rstd + next);
     }
-    if (next >= 0) ahead.result(args.eps, p.correction, args.mean + next, args.rstd + next);
     if (streamed) finish_streams();
   }
 

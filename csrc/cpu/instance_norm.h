@@ -32,13 +32,12 @@ class PlaneMoments {
     STYLEKERN_INLINE void add_pair(int64_t j) { add(0, centre(load(x + j))), add(1, centre(load(x + j + kLanes<A>))); }
   };
 
-  // Of no plane, null, there is nothing to take.
-  PlaneMoments(const T* plane, int64_t h, int64_t w, int64_t row) : at{plane ? h : 0, w}, plane_(plane), row_(row) {
-    if (plane) flatten(at.h, at.w, {row});
+  PlaneMoments(const T* plane, int64_t h, int64_t w, int64_t row) : at{h, w}, plane_(plane), row_(row) {
+    flatten(at.h, at.w, {row});
     Vec<A> sum{};
-    const int64_t first = plane ? std::min<int64_t>(at.w, 64) : 0;
+    const int64_t first = std::min<int64_t>(at.w, 64);
     for_vectors<A>(first, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { sum += load(plane + j, count); });
-    restart(lane_total<A>(sum) / A(std::max<int64_t>(first, 1)));
+    restart(lane_total<A>(sum) / A(first));
   }
 
   STYLEKERN_INLINE Piece begin_piece() const {

@@ -180,24 +180,26 @@ void for_bands(const P& p, int64_t bands, int64_t operations, const Make& make, 
   });
 }
 
-// Calls first(plane) for every plane, and then(plane, row0, row1, next) for all of its rows after that, on torch's
-// threads. `operations` is about what a row costs. Either one right after the other, while the plane is in cache:
-// `next` is the plane that this thread does after that, for which then() does what first() would have, or -1. Or, where
-// there are too few planes for the threads, the second in bands of rows, and next is -1.
-STYLEKERN_NOINLINE inline void for_planes(int64_t planes, int64_t h, int64_t operations, Call<int64_t> first,
-                                          Call<int64_t, int64_t, int64_t, int64_t> then) {
+// Calls first(plane, last) for planes up to `last`, and then(plane, row0, row1, next) for all rows of each after that,
+// on torch's threads. `operations` is about what a row costs. Either one right after the other, while planes are in
+// cache: first() for `together` of them, or, where that is one, for the first alone: `next` is the plane that this
+// thread does after that, for which then() does what first() would have. Or, where there are too few planes for the
+// threads, the second in bands of rows. Else `next` is -1.
+STYLEKERN_NOINLINE inline void for_planes(int64_t planes, int64_t h, int64_t operations, int64_t together,
+                                          Call<int64_t, int64_t> first, Call<int64_t, int64_t, int64_t, int64_t> then) {
   const int64_t wanted = 4 * int64_t(torch::stable::get_num_threads());
   const int64_t bands = planes >= wanted ? 1 : std::clamp<int64_t>((wanted + planes - 1) / planes, 1, h);
   if (bands == 1)
     return for_steps(
-        planes, h * operations, [] { return false; },
-        [&](bool& begun, int64_t plane, const Turn& turn) {
-          if (!std::exchange(begun, true)) first(plane);
-          then(plane, 0, h, turn.next);
+        planes, h * operations, [] { return std::pair{false, Batches()}; },
+        [&](auto& state, int64_t plane, const Turn& turn) {
+          if (together > 1)
+            state.second.before(plane, turn, together, first);
+          else if (!std::exchange(state.first, true))
+            first(plane, plane + 1);
+          then(plane, 0, h, together > 1 ? -1 : turn.next);
         });
-  parallel_for(planes, h * operations, [&](int64_t begin, int64_t end) {
-    for (int64_t plane = begin; plane < end; ++plane) first(plane);
-  });
+  parallel_for(planes, h * operations, first);
   parallel_for(planes * bands, h * operations / bands, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t plane = i / bands, band = i % bands;

@@ -162,18 +162,23 @@ def _compose(
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     if pointwise is None:
         return input, spatial.contiguous(), bias, normalize, padding_mode, eps, correction
-    spatial, pointwise = spatial.to(dtype), pointwise.to(dtype)
+    if spatial.dtype != dtype:
+        spatial, pointwise = spatial.to(dtype), pointwise.to(dtype)
     (n, c, size, kh, kw), co = spatial.shape, pointwise.shape[1]
     groups = max(c // size, 1) if size else 1
     if c == 0:
         size = 0
         kernel = pointwise[:, :, :0, None, None].expand(n, co, 0, kh, kw) * spatial.sum()  # empty, of both
+    elif size == 1 and co == c:
+        kernel = pointwise.reshape(n, c, 1, 1, 1) * spatial
     elif size == 1:
         kernel = pointwise.reshape(n, groups, co // groups, 1, 1) * spatial.reshape(n, groups, 1, kh, kw)
     else:
         split = pointwise.reshape(n * groups, co // groups, size), spatial.reshape(n * groups, size, size * kh * kw)
         kernel = split[0] @ split[1]
-    kernel = kernel.reshape(n, co, size, kh, kw).contiguous()
+    if kernel.shape != (n, co, size, kh, kw):
+        kernel = kernel.reshape(n, co, size, kh, kw)
+    kernel = kernel.contiguous()
     bias = None if bias is None else bias.to(dtype).contiguous()
     return input, kernel, bias, normalize, padding_mode, eps, correction
 
