@@ -36,10 +36,11 @@ void forward(const AdaConvArgs<T>& args) {
         p, bands, cost(p) / bands, [&] { return std::pair{kernels.forward(args), Batches()}; },
         [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, const Turn& turn) {
           auto& conv = state.first;
+          const int64_t unit = n * p.groups + g, later = unit + (args.mean ? together : 1);
           if (args.mean && bands == 1)
-            state.second.before(n * p.groups + g, turn, together,
+            state.second.before(unit, turn, together,
                                 [&](int64_t first, int64_t last) { conv.statistics(first * group, last * group); });
-          conv.run(n, g, row0, row1, turn.next);
+          conv.run(n, g, row0, row1, later < turn.end ? later : turn.next);
         });
   });
 }

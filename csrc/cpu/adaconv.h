@@ -77,7 +77,8 @@ class AdaConvForward {
         args_.mean, args_.rstd);
   }
 
-  // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that is this thread's next, or -1.
+  // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that this thread reads from memory next,
+  // or -1.
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
     if (p_.depthwise_3x3()) return depthwise(n, g, row0, row1, next);
     const int64_t tile = x_.tile();
