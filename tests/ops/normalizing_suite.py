@@ -21,10 +21,9 @@ class NormalizingSuite(OperatorSuite):
     sized: Callable[[int, int], Case]
 
     def check_with(self, change: Callable[[torch.Tensor], torch.Tensor], size: tuple[int, int], device: str) -> None:
-        """In float32, and without regard to what plain torch makes of it."""
         case = type(self).sized(*size)
         planes = {name: change(x) for name, x in case.tensors.items() if x is not None and name in self.normalized}
-        self.check(Case(case.tensors | planes, case.options), device, torch.float32, beside_torch=False)
+        self.check(Case(case.tensors | planes, case.options), device, torch.float32)
 
     @pytest.mark.parametrize("size", SIZES, ids=str)
     def test_planes_that_are_constant(self, size: tuple[int, int], backend: str, device: str) -> None:
