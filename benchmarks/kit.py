@@ -71,9 +71,16 @@ def interleaved(runs: dict[str, Callable[[], Any]], rounds: int = 9) -> dict[str
     return {name: value / GRAPHED for name, value in seconds.items()}
 
 
+def calls_within(seconds: float, run: Callable[[], Any]) -> int:
+    """How many calls take about that long, once what compiles is compiled and caches have what a call reads."""
+    run()
+    first = timed(run, 2)
+    return max(1, int(seconds / timed(run, max(1, int(seconds / 5 / first)))))
+
+
 def medians(runs: dict[str, Callable[[], Any]], rounds: int = 9, seconds: float = 0.05) -> dict[str, float]:
-    """Median seconds of each, in turns, so that a slow moment of the machine hits all of them."""
-    calls = {name: max(1, int(seconds / max(timed(run, 1), timed(run, 2)))) for name, run in runs.items()}
+    """Median seconds of each, in turns of about `seconds`, so that a slow moment of the machine hits all of them."""
+    calls = {name: calls_within(seconds, run) for name, run in runs.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
