@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from .cases import Case
-from .suite import OperatorSuite
 
 # in a vector or two, in one block or program, and in several
 SIZES = [(3, 5), (45, 67), (95, 97)]
 
 
-class NormalizingSuite(OperatorSuite):
-    """An OperatorSuite; subclasses also say which tensors are normalised, and make cases of a size."""
+class NormalizingSuite:
+    """Beside OperatorSuite. Subclasses also say which tensors are normalised, and make cases of a size."""
 
     normalized: tuple[str, ...]
     sized: Callable[[int, int], Case]
+    check: Callable[[Case, str, torch.dtype], None]
 
     def check_with(self, change: Callable[[torch.Tensor], torch.Tensor], size: tuple[int, int], device: str) -> None:
         case = type(self).sized(*size)

@@ -18,6 +18,7 @@ from stylekern.ops import adaconv
 
 from .cases import Case, arguments_of, relative_error
 from .normalizing_suite import NormalizingSuite
+from .suite import OperatorSuite
 
 
 def make(
@@ -43,7 +44,7 @@ def make(
 call = partial(arguments_of, make)
 
 
-class TestAdaconv(NormalizingSuite):
+class TestAdaconv(NormalizingSuite, OperatorSuite):
     name = "adaconv"
     function = staticmethod(adaconv)
     reference = staticmethod(reference.adaconv)

@@ -15,6 +15,7 @@ from stylekern.ops import adain
 
 from .cases import Case, arguments_of, relative_error
 from .normalizing_suite import NormalizingSuite
+from .suite import OperatorSuite
 
 
 def make(n: int = 2, c: int = 3, h: int = 7, w: int = 19, hs: int = 5, ws: int = 9, **options: Any) -> Case:
@@ -25,7 +26,7 @@ def make(n: int = 2, c: int = 3, h: int = 7, w: int = 19, hs: int = 5, ws: int =
 call = partial(arguments_of, make)
 
 
-class TestAdain(NormalizingSuite):
+class TestAdain(NormalizingSuite, OperatorSuite):
     name = "adain"
     function = staticmethod(adain)
     reference = staticmethod(reference.adain)

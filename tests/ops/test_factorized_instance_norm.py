@@ -16,6 +16,7 @@ from stylekern.ops import factorized_instance_norm
 
 from .cases import Case, arguments_of, relative_error
 from .normalizing_suite import NormalizingSuite
+from .suite import OperatorSuite
 
 
 def make(n: int = 2, c: int = 3, h: int = 7, w: int = 19, **options: Any) -> Case:
@@ -32,7 +33,7 @@ def make(n: int = 2, c: int = 3, h: int = 7, w: int = 19, **options: Any) -> Cas
 call = partial(arguments_of, make)
 
 
-class TestFactorizedInstanceNorm(NormalizingSuite):
+class TestFactorizedInstanceNorm(NormalizingSuite, OperatorSuite):
     name = "factorized_instance_norm"
     function = staticmethod(factorized_instance_norm)
     reference = staticmethod(reference.factorized_instance_norm)

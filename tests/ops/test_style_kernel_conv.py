@@ -18,6 +18,7 @@ from stylekern.ops import style_kernel_conv
 
 from .cases import TOLERANCE, Case, arguments_of, relative_error
 from .normalizing_suite import NormalizingSuite
+from .suite import OperatorSuite
 
 
 def make(
@@ -82,7 +83,7 @@ def cases() -> dict[str, Any]:
 call = partial(arguments_of, make)
 
 
-class TestStyleKernelConv(NormalizingSuite):
+class TestStyleKernelConv(NormalizingSuite, OperatorSuite):
     name = "style_kernel_conv"
     function = staticmethod(style_kernel_conv)
     reference = staticmethod(reference.style_kernel_conv)
