@@ -15,6 +15,7 @@ from stylekern.reference._common import instance_norm, pad
 
 from .arrays import (
     DTYPES,
+    HARD_PLANES,
     Layout,
     accumulation,
     array,
@@ -163,14 +164,8 @@ LARGE = [
 ]
 
 
-@cases(*(depthwise(**size, mean=1, first=first) for size in LARGE for first in (30, 1e5)))
-def test_a_first_value_far_from_the_others(host, case):
-    assert_matches_reference(host, case)
-
-
-@cases(*(depthwise(**size, mean=mean) for size in LARGE for mean in (3e9, 1e37)))
-def test_planes_that_are_constant(host, case):
-    """Of these means, that is: float32 has no digits for more."""
+@cases(*(depthwise(**size, **planes) for size in LARGE for planes in HARD_PLANES))
+def test_statistics_of_hard_planes(host, case):
     assert_matches_reference(host, case)
 
 

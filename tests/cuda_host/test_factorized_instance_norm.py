@@ -12,6 +12,7 @@ from stylekern.reference.factorized_instance_norm import factorized_instance_nor
 
 from .arrays import (
     DTYPES,
+    HARD_PLANES,
     Layout,
     accumulation,
     array,
@@ -143,14 +144,8 @@ LARGE = [
 ]
 
 
-@cases(*(Case(**size, mean=1, first=first) for size in LARGE for first in (30, 1e5)))
-def test_a_first_value_far_from_the_others(host, case):
-    assert_matches_reference(host, case)
-
-
-@cases(*(Case(**size, mean=mean) for size in LARGE for mean in (3e9, 1e37)))
-def test_planes_that_are_constant(host, case):
-    """Of these means, that is: float32 has no digits for more."""
+@cases(*(Case(**size, **planes) for size in LARGE for planes in HARD_PLANES))
+def test_statistics_of_hard_planes(host, case):
     assert_matches_reference(host, case)
 
 
