@@ -142,6 +142,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
     adaconv_bwd_bias_kernel(Planes p, const T* __restrict__ grad, Acc<T>* __restrict__ grad_bias) {
   using A = Acc<T>;
   STYLEKERN_SHARED(A, shared);
+  BlockSums<A, 1> sum_block(shared);
   for (int64_t plane = blockIdx.x; plane < p.n * p.c; plane += gridDim.x) {
     const T* g = grad + plane / p.c * p.x.n + plane % p.c * p.x.p;
     A sum = 0;
@@ -150,7 +151,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
 #pragma unroll
       for (int e = 0; e < V; ++e) sum += values[e];
     });
-    sum = reduce_block(sum, shared, [](A a, A b) { return a + b; });
+    sum = sum_block(sum);
     if (threadIdx.x == 0 && threadIdx.y == 0) grad_bias[plane] = sum;
   }
 }
@@ -163,7 +164,8 @@ cudaError_t adaconv_bias_gradient(Planes p, const T* grad, Acc<T>* grad_bias, cu
     constexpr int V = decltype(width)::value;
     const dim3 block = plane_block(p.h, p.w, V, kPlaneThreads);
     const auto kernel = adaconv_bwd_bias_kernel<T, V>;
-    STYLEKERN_LAUNCH(kernel, grid_of(p.n * p.c), block, block.x * block.y * sizeof(Acc<T>), stream, p, grad, grad_bias);
+    STYLEKERN_LAUNCH(kernel, grid_of(p.n * p.c), block, (BlockSums<Acc<T>, 1>::bytes(block.x * block.y)), stream, p,
+                     grad, grad_bias);
     return cudaGetLastError();
   });
 }

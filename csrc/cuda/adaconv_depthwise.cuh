@@ -16,7 +16,6 @@
 namespace stylekern::cuda {
 
 inline constexpr int kSharedBytes = 48 << 10;  // of a block, without asking for more
-inline constexpr unsigned kAllLanes = 0xffffffff;
 
 // Threads of a block, at most: these leave each 64 registers, 128 for doubles.
 template <class T>
@@ -102,26 +101,8 @@ struct Strip {
   }
 };
 
-// The N sums over the threads of a block, whole warps, to every thread. `shared` holds N values a warp.
-template <class A, int N>
-STYLEKERN_DEVICE Vec<A, N> sum_block(Vec<A, N> x, A* shared) {
-#pragma unroll
-  for (int k = 0; k < N; ++k) {
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) x[k] += __shfl_xor_sync(kAllLanes, x[k], lanes);
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32 * N + k] = x[k];
-  }
-  __syncthreads();
-  Vec<A, N> sum = zeros<A, N>();
-#pragma unroll 4
-  for (int warp = 0; warp < int(blockDim.x / 32); ++warp)
-#pragma unroll
-    for (int k = 0; k < N; ++k) sum[k] += shared[warp * N + k];
-  return sum;
-}
-
-// In shared memory before the plane: a sum of each of 32 warps, then two.
-inline constexpr int kForwardSums = 96;
+// In shared memory before the plane: what BlockSums takes of two sums over at most 32 warps.
+inline constexpr int kForwardSums = 128;
 
 template <class T>
 struct DepthwiseForward {
@@ -142,6 +123,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads<T>) adaconv_depthwise_fwd_ke
   using A = Acc<T>;
   constexpr int R = kStripRows<T, V>;
   STYLEKERN_SHARED(A, sums);
+  BlockSums<A, 2> sum_block(sums);
   const Strip<T, V> strip(p.h, p.w);
   const int size = p.h * p.w;
   const unsigned plane = blockIdx.x;
@@ -163,7 +145,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads<T>) adaconv_depthwise_fwd_ke
     for (int r = 0; r < R; ++r)
 #pragma unroll
       for (int e = 0; e < V; ++e) sum += strip.has(r) ? values[r][e] - first : A(0);
-    const A centre = first + sum_block(Vec<A, 1>{sum}, sums)[0] / A(size);
+    const A centre = first + sum_block(sum) / A(size);
     Vec<A, 2> deviations = zeros<A, 2>();
 #pragma unroll
     for (int r = 0; r < R; ++r)
@@ -172,7 +154,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads<T>) adaconv_depthwise_fwd_ke
         const A d = strip.has(r) ? values[r][e] - centre : A(0);
         deviations[0] += d, deviations[1] += d * d;
       }
-    const Moments<A> moments = moments_around(centre, sum_block(deviations, sums + 32), size);
+    const Moments<A> moments = moments_around(centre, sum_block(deviations), size);
     const Statistics<A> s = statistics_of(moments, size, p.correction, p.eps);
     if (threadIdx.x == 0) p.mean[plane] = s.mean, p.rstd[plane] = s.rstd;
     shared.mean = s.mean;

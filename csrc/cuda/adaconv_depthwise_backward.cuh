@@ -10,25 +10,6 @@ namespace stylekern::cuda {
 
 inline constexpr int kDepthwiseGradThreads = 512;  // leave each 128 registers
 
-// The sums of 16 values over the lanes of a warp, two lanes a sum: lane l gets that of values[l / 2]. Each step halves
-// the values and doubles the lanes that share one.
-template <int Count, class A>
-STYLEKERN_DEVICE A sum_warp(Vec<A, Count> values, int thread) {
-  if constexpr (Count == 1) {
-    return values[0] + __shfl_xor_sync(kAllLanes, values[0], 1);
-  } else {
-    constexpr int half = Count / 2;
-    const bool upper = thread & Count;
-    Vec<A, half> kept;
-#pragma unroll
-    for (int k = 0; k < half; ++k) {
-      const A give = upper ? values[k] : values[k + half];
-      kept[k] = (upper ? values[k + half] : values[k]) + __shfl_xor_sync(kAllLanes, give, Count);
-    }
-    return sum_warp<half>(kept, thread);
-  }
-}
-
 template <class T>
 struct DepthwiseBackward {
   unsigned planes, c;
@@ -163,7 +144,7 @@ __global__ void __launch_bounds__(kDepthwiseGradThreads, 1) adaconv_depthwise_bw
     }
   }
   const A rstd = p.rstd ? p.rstd[plane] : A(1);  // here, because before it registers are few
-  const A of_warp = sum_warp<16>(sum, threadIdx.x);
+  const A of_warp = sum_warp(sum, threadIdx.x);
   if (threadIdx.x % 2 == 0) sums[threadIdx.x / 2] = of_warp;
   __syncthreads();
   const auto total = [&](int k) {

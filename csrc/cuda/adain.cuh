@@ -24,27 +24,26 @@ struct AdainStatistics {
 template <class T, int V, bool Dense>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     adain_fwd_kernel(Adain p, const T* __restrict__ content, const T* __restrict__ style, T* __restrict__ output,
-                     AdainStatistics<Acc<T>> statistics, double eps, int parts, Cut cut, Cut style_cut,
+                     AdainStatistics<Acc<T>> statistics, double eps, Parts parts, Cut cut, Cut style_cut,
                      const Moments<Acc<T>>* __restrict__ moments) {
   using A = Acc<T>;
   using Pair = Vec<A, 2>;
-  using Pairs = Vec<A, 4>;  // of content and style, so that they are reduced together
   constexpr int R = kHeld<T, V, Dense>;
-  STYLEKERN_SHARED(Pairs, shared);
-  const int64_t count = p.h * p.w, style_count = p.style_h * p.style_w;
-  for (int64_t block = blockIdx.x; block < p.planes() * parts; block += gridDim.x) {
-    const auto [plane, part] = Part(block, parts);
-    const int64_t n = plane / p.c, c = plane % p.c;
+  STYLEKERN_SHARED(A, shared);
+  BlockSums<A, 4> sum(shared);  // of content and style together
+  const int64_t counts[2] = {p.h * p.w, p.style_h * p.style_w};
+  for (int64_t piece = blockIdx.x; piece < parts.count(); piece += gridDim.x) {
+    const auto [plane, n, c, part] = Part(parts, piece);
     const TileRange range(cut, part);
     const T* x = content + n * p.content.n + c * p.content.p;
     const T* s = style + n * p.style.n + c * p.style.p;
     Vec<T, V> xs[R], ss[R];
-    Moments<A> x_moments, s_moments;
+    Moments<A> of_planes[2];
     int held = range.last;  // the tile of the content that is in registers, once the statistics are there
-    if (parts > 1) {
+    if (parts.each > 1) {
       Tile<V, R, Dense>(cut, p.w, held).load(xs, x, p.content.row);
-      x_moments = merge_parts(moments, plane, parts, count, shared);
-      s_moments = merge_parts(moments, p.planes() + plane, parts, style_count, shared);
+      merge_parts(of_planes, {moments + plane * parts.each, moments + (parts.planes + plane) * parts.each}, parts.each,
+                  counts, sum);
     } else {
       held = cut.tiles > style_cut.tiles ? held : style_cut.tiles - 1;
       const A x_from = to_acc(x[0]), s_from = to_acc(s[0]);
@@ -54,18 +53,18 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
         const Tile<V, R, Dense> x_tile(cut, p.w, k), s_tile(style_cut, p.style_w, k);
         x_tile.load(xs, x, p.content.row), s_tile.load(ss, s, p.style.row);
         if (k == 0) {
-          const Pair sums = reduce_sums(Pair{x_tile.sum(xs, x_from), s_tile.sum(ss, s_from)}, shared);
+          const Pair sums = sum(Pair{x_tile.sum(xs, x_from), s_tile.sum(ss, s_from)});
           x_centre += sums[0] / A(x_tile.count()), s_centre += sums[1] / A(s_tile.count());
         }
         // beyond the smaller plane's end its tile is empty
         x_tile.add_deviations(xs, x_centre, x_sums), s_tile.add_deviations(ss, s_centre, s_sums);
       }
-      const Pairs sums = reduce_sums(Pairs{x_sums[0], x_sums[1], s_sums[0], s_sums[1]}, shared);
-      x_moments = moments_around(x_centre, Pair{sums[0], sums[1]}, count);
-      s_moments = moments_around(s_centre, Pair{sums[2], sums[3]}, style_count);
+      const Vec<A, 4> sums = sum(Vec<A, 4>{x_sums[0], x_sums[1], s_sums[0], s_sums[1]});
+      of_planes[0] = moments_around(x_centre, Pair{sums[0], sums[1]}, counts[0]);
+      of_planes[1] = moments_around(s_centre, Pair{sums[2], sums[3]}, counts[1]);
     }
-    const Statistics<A> of_content = statistics_of(x_moments, count, p.correction, eps);
-    const Statistics<A> of_style = statistics_of(s_moments, style_count, p.correction, eps);
+    const Statistics<A> of_content = statistics_of(of_planes[0], counts[0], p.correction, eps);
+    const Statistics<A> of_style = statistics_of(of_planes[1], counts[1], p.correction, eps);
     if (part == 0 && threadIdx.x == 0) {
       statistics.content_mean[plane] = of_content.mean, statistics.content_rstd[plane] = of_content.rstd;
       statistics.style_mean[plane] = of_style.mean, statistics.style_rstd[plane] = of_style.rstd;
@@ -89,13 +88,13 @@ template <class T, int V, bool Dense>
 __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     adain_bwd_kernel(Adain p, const T* __restrict__ grad, const T* __restrict__ content, const T* __restrict__ style,
                      AdainStatistics<const Acc<T>> statistics, T* __restrict__ grad_content, T* __restrict__ grad_style,
-                     int parts, Cut cut, Cut style_cut, const GradSums<Acc<T>>* __restrict__ sums_of_parts) {
+                     Parts parts, Cut cut, Cut style_cut, const GradSums<Acc<T>>* __restrict__ sums_of_parts) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
-  STYLEKERN_SHARED(GradSums<A>, shared);
-  for (int64_t block = blockIdx.x; block < p.planes() * parts; block += gridDim.x) {
-    const auto [plane, part] = Part(block, parts);
-    const int64_t n = plane / p.c, c = plane % p.c;
+  STYLEKERN_SHARED(A, shared);
+  BlockSums<A, 2> sum(shared);
+  for (int64_t piece = blockIdx.x; piece < parts.count(); piece += gridDim.x) {
+    const auto [plane, n, c, part] = Part(parts, piece);
     const TileRange range(cut, part);
     const TileRange style_range(style_cut, part);
     const Plane<T> x =
@@ -109,7 +108,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     // the style's last tile on the way too, so that the sums hide what it takes
     if (grad_style) Tile<V, R, Dense>(style_cut, p.style_w, style_range.last).load(ss, s.x, s.stride);
     GradSums<A> sums = zeros<A, 2>();
-    for (int k = parts > 1 ? range.last : 0; k <= range.last; ++k) {
+    for (int k = parts.each > 1 ? range.last : 0; k <= range.last; ++k) {
       const Tile<V, R, Dense> tile(cut, p.w, k);
       load_content(tile);
 #pragma unroll
@@ -120,8 +119,9 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
           sums[0] += value, sums[1] += value * (tile.has(r) ? x.normalized(xs[r][e]) : A(0));
         }
     }
-    if (parts > 1) sums = entry_of_part(sums_of_parts, plane, parts);  // the tile above only stays in registers
-    sums = reduce_sums(sums, shared);
+    // of parts the tile above only stays in registers
+    if (parts.each > 1) sums = entry_of_part(sums_of_parts + plane * parts.each, parts.each);
+    sums = sum(sums);
 
     if (grad_content) {
       // grad_content = content_rstd / style_rstd * (g - sum(g) / n - x * sum(g * x) / (n - correction))
@@ -199,23 +199,20 @@ cudaError_t adain_forward(const Adain& problem, const T* content, const T* style
   return with_layout<T>(p.h == 1 && p.style_h == 1, wide, [&](auto width, auto dense) {
     constexpr int V = decltype(width)::value;
     constexpr bool Dense = decltype(dense)::value;
-    const int parts = adain_parts(p, V, kHeld<T, V, Dense>);
-    const unsigned threads = parts > 1 ? kPartThreads : adain_threads(p, V, kHeld<T, V, Dense>);
-    const unsigned blocks = grid_of(p.planes() * parts);
-    const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts),
-        style_cut(p.style_h, p.style_w, V, kHeld<T, V, Dense>, threads, parts);
+    const Parts parts(p.n, p.c, adain_parts(p, V, kHeld<T, V, Dense>));
+    const unsigned threads = parts.each > 1 ? kPartThreads : adain_threads(p, V, kHeld<T, V, Dense>);
+    const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts.each),
+        style_cut(p.style_h, p.style_w, V, kHeld<T, V, Dense>, threads, parts.each);
     Moments<A>* const moments = reinterpret_cast<Moments<A>*>(workspace);
-    if (parts > 1) {
-      const Planes planes{p.n, p.c, p.h, p.w, p.content}, style_planes{p.n, p.c, p.style_h, p.style_w, p.style};
+    if (parts.each > 1) {
+      const CutPlanes<T> of_content{content, p.content, p.w, cut}, of_style{style, p.style, p.style_w, style_cut};
       const auto kernel = part_moments_kernel<T, V, Dense>;
-      STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(Vec<A, 2>), stream, planes, parts, cut, content,
-                       moments);
-      STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(Vec<A, 2>), stream, style_planes, parts,
-                       style_cut, style, moments + p.planes() * parts);
+      STYLEKERN_LAUNCH(kernel, grid_of(2 * parts.count()), threads, (BlockSums<A, 2>::bytes(threads)), stream, parts,
+                       of_content, of_style, moments);
     }
     const auto kernel = adain_fwd_kernel<T, V, Dense>;
-    STYLEKERN_LAUNCH(kernel, blocks, threads, threads / 32 * sizeof(Vec<A, 4>), stream, p, content, style, output,
-                     statistics, eps, parts, cut, style_cut, moments);
+    STYLEKERN_LAUNCH(kernel, grid_of(parts.count()), threads, (BlockSums<A, 4>::bytes(threads)), stream, p, content,
+                     style, output, statistics, eps, parts, cut, style_cut, moments);
     return cudaGetLastError();
   });
 }
@@ -233,14 +230,14 @@ cudaError_t adain_backward(const Adain& problem, const T* grad, const T* content
   return with_layout<T>(p.h == 1 && p.style_h == 1, wide, [&](auto width, auto dense) {
     constexpr int V = decltype(width)::value;
     constexpr bool Dense = decltype(dense)::value;
-    const int parts = adain_parts(p, V, kHeld<T, V, Dense>);
-    const unsigned threads = parts > 1 ? kPartThreads : adain_threads(p, V, kHeld<T, V, Dense>);
-    const unsigned blocks = grid_of(p.planes() * parts);
-    const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts),
-        style_cut(p.style_h, p.style_w, V, kHeld<T, V, Dense>, threads, parts);
-    const size_t shared = threads / 32 * sizeof(Sums);
+    const Parts parts(p.n, p.c, adain_parts(p, V, kHeld<T, V, Dense>));
+    const unsigned threads = parts.each > 1 ? kPartThreads : adain_threads(p, V, kHeld<T, V, Dense>);
+    const unsigned blocks = grid_of(parts.count());
+    const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts.each),
+        style_cut(p.style_h, p.style_w, V, kHeld<T, V, Dense>, threads, parts.each);
+    const size_t shared = BlockSums<Acc<T>, 2>::bytes(threads);
     Sums* const sums = reinterpret_cast<Sums*>(workspace);
-    if (parts > 1) {
+    if (parts.each > 1) {
       const Planes planes{p.n, p.c, p.h, p.w, p.content};
       const auto kernel = part_sums_kernel<T, V, Dense>;
       STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, planes, parts, cut, p.grad, PlaneStrides{}, grad,

@@ -266,39 +266,62 @@ STYLEKERN_DEVICE void for_each_source(int64_t index, int64_t size, int before, i
   }
 }
 
-// What the lane holds whose number differs in the bits `lanes`.
-template <class S>
-STYLEKERN_DEVICE S shuffle_xor(const S& value, int lanes) {
-  constexpr int count = sizeof(S) / sizeof(uint32_t);
-  static_assert(count * sizeof(uint32_t) == sizeof(S));
-  uint32_t words[count];
-  memcpy(words, &value, sizeof(S));
+inline constexpr unsigned kAllLanes = 0xffffffff;
+
+// The sums of `Count` values over the lanes of a warp: lane l gets that of values[l * Count / 32]. While a lane has
+// several, each exchange halves them and doubles the lanes that share one.
+template <int Distance = 16, class A, int Count>
+STYLEKERN_DEVICE A sum_warp(const Vec<A, Count>& values, int thread) {
+  if constexpr (Distance == 0) {
+    return values[0];
+  } else if constexpr (Count == 1) {
+    return sum_warp<Distance / 2>(Vec<A, 1>{values[0] + __shfl_xor_sync(kAllLanes, values[0], Distance)}, thread);
+  } else {
+    constexpr int half = Count / 2;
+    const bool upper = thread & Distance;
+    Vec<A, half> kept;
 #pragma unroll
-  for (int k = 0; k < count; ++k) words[k] = __shfl_xor_sync(0xffffffffu, words[k], lanes);
-  S other;
-  memcpy(&other, words, sizeof(S));
-  return other;
+    for (int k = 0; k < half; ++k) {
+      const A give = upper ? values[k] : values[k + half];
+      kept[k] = (upper ? values[k + half] : values[k]) + __shfl_xor_sync(kAllLanes, give, Distance);
+    }
+    return sum_warp<Distance / 2>(kept, thread);
+  }
 }
 
-// Combines one value of each thread, always in the same order: a warp's by shuffles, then one of each warp. S{} is
-// neutral, and combine(a, b) is combine(b, a) to the bit, so that every lane of a warp, and so every thread, gets the
-// same result. The threads are whole warps; `shared` holds one value a warp.
-template <class S, class Combine>
-STYLEKERN_DEVICE S reduce_block(S value, S* shared, Combine combine) {
-  const int thread = threadIdx.y * blockDim.x + threadIdx.x, lane = thread % 32;
-  const int warps = blockDim.x * blockDim.y / 32;
-  const auto reduce_warp = [&](S x) {
+// Sums over the threads of a block, whole warps, to every thread, always in the same order: over the lanes of each
+// warp, then over the warps. Up to `Most` values at a time. Two areas of shared memory take turns, so that a sum needs
+// one barrier.
+template <class A, int Most>
+class BlockSums {
+ public:
+  static STYLEKERN_HD size_t bytes(unsigned threads) { return 2 * Most * (threads / 32) * sizeof(A); }
+
+  STYLEKERN_DEVICE explicit BlockSums(A* shared)
+      : area(shared), other(shared + Most * (blockDim.x * blockDim.y / 32)) {}
+
+  template <int N>
+  STYLEKERN_DEVICE Vec<A, N> operator()(const Vec<A, N>& values) {
+    static_assert(N <= Most && 32 % N == 0);
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / 32;
+    const A of_warp = sum_warp(values, thread);
+    if (thread % (32 / N) == 0) area[thread / (32 / N)] = of_warp;
+    __syncthreads();
+    Vec<A, N> sums = zeros<A, N>();
+#pragma unroll 4
+    for (int warp = 0; warp < warps; ++warp) {
+      const Vec<A, N> part = load<N>(area + warp * N);
 #pragma unroll
-    for (int half = 16; half > 0; half /= 2) x = combine(x, shuffle_xor(x, half));
-    return x;
-  };
-  value = reduce_warp(value);
-  if (warps == 1) return value;
-  if (lane == 0) shared[thread / 32] = value;
-  __syncthreads();
-  value = reduce_warp(lane < warps ? shared[lane] : S{});
-  __syncthreads();  // `shared` may be written again
-  return value;
-}
+      for (int k = 0; k < N; ++k) sums[k] += part[k];
+    }
+    A* const last = area;
+    area = other, other = last;
+    return sums;
+  }
+  STYLEKERN_DEVICE A operator()(A value) { return (*this)(Vec<A, 1>{value})[0]; }
+
+ private:
+  A *area, *other;
+};
 
 }  // namespace stylekern::cuda

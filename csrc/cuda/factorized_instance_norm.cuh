@@ -26,14 +26,13 @@ __global__ void __launch_bounds__(kFactorizedForwardThreads, kTileBlocks<T, V>)
                                         const T* __restrict__ gamma_ind, const T* __restrict__ beta_ind,
                                         const T* __restrict__ gamma_style, const T* __restrict__ beta_style,
                                         T* __restrict__ output, Acc<T>* __restrict__ mean, Acc<T>* __restrict__ rstd,
-                                        double eps, int parts, Cut cut, const Moments<Acc<T>>* __restrict__ moments) {
+                                        double eps, Parts parts, Cut cut, const Moments<Acc<T>>* __restrict__ moments) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
-  using Sums = Vec<A, 2>;
-  STYLEKERN_SHARED(Sums, shared);
-  for (int64_t block = blockIdx.x; block < p.planes() * parts; block += gridDim.x) {
-    const auto [plane, part] = Part(block, parts);
-    const int64_t n = plane / p.c, c = plane % p.c;
+  STYLEKERN_SHARED(A, shared);
+  BlockSums<A, 2> sum(shared);
+  for (int64_t piece = blockIdx.x; piece < parts.count(); piece += gridDim.x) {
+    const auto [plane, n, c, part] = Part(parts, piece);
     const TileRange range(cut, part);
     const T* x = content + n * p.content.n + c * p.content.p;
     const T* gamma = gamma_style + n * p.gamma_style.n + c * p.gamma_style.p;
@@ -45,18 +44,21 @@ __global__ void __launch_bounds__(kFactorizedForwardThreads, kTileBlocks<T, V>)
     };
     // The last tile stays in registers; gamma and beta come while the statistics are reduced.
     A centre = from;
-    Sums sums = zeros<A, 2>();
-    for (int k = parts > 1 ? range.last : 0; k <= range.last; ++k) {
+    Vec<A, 2> sums = zeros<A, 2>();
+    for (int k = parts.each > 1 ? range.last : 0; k <= range.last; ++k) {
       const Tile<V, R, Dense> tile(cut, p.w, k);
       tile.load(xs, x, p.content.row);
       if (k == range.last) load_style(tile);
-      if (parts > 1) break;
-      if (k == 0) centre += reduce_sums(tile.sum(xs, from), shared) / A(tile.count());
+      if (parts.each > 1) break;
+      if (k == 0) centre += sum(tile.sum(xs, from)) / A(tile.count());
       tile.add_deviations(xs, centre, sums);
     }
-    const Moments<A> of_plane = parts > 1 ? merge_parts(moments, plane, parts, p.h * p.w, shared)
-                                          : moments_around(centre, reduce_sums(sums, shared), p.h * p.w);
-    const Statistics<A> s = statistics_of(of_plane, p.h * p.w, p.correction, eps);
+    Moments<A> of_plane[1];
+    if (parts.each > 1)
+      merge_parts(of_plane, {moments + plane * parts.each}, parts.each, {p.h * p.w}, sum);
+    else
+      of_plane[0] = moments_around(centre, sum(sums), p.h * p.w);
+    const Statistics<A> s = statistics_of(of_plane[0], p.h * p.w, p.correction, eps);
     if (part == 0 && threadIdx.x == 0) mean[plane] = s.mean, rstd[plane] = s.rstd;
     const A scale = factor * s.rstd;
     for (int k = range.last; k >= range.first; --k) {
@@ -81,14 +83,14 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
                                         const T* __restrict__ beta_ind, const T* __restrict__ gamma_style,
                                         const Acc<T>* __restrict__ mean, const Acc<T>* __restrict__ rstd,
                                         T* __restrict__ grad_content, T* __restrict__ grad_gamma_style,
-                                        Acc<T>* __restrict__ sum_gx, Acc<T>* __restrict__ sum_g, int parts, Cut cut,
+                                        Acc<T>* __restrict__ sum_gx, Acc<T>* __restrict__ sum_g, Parts parts, Cut cut,
                                         const GradSums<Acc<T>>* __restrict__ sums_of_parts) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
-  STYLEKERN_SHARED(GradSums<A>, shared);
-  for (int64_t block = blockIdx.x; block < p.planes() * parts; block += gridDim.x) {
-    const auto [plane, part] = Part(block, parts);
-    const int64_t n = plane / p.c, c = plane % p.c;
+  STYLEKERN_SHARED(A, shared);
+  BlockSums<A, 2> sum(shared);
+  for (int64_t piece = blockIdx.x; piece < parts.count(); piece += gridDim.x) {
+    const auto [plane, n, c, part] = Part(parts, piece);
     const TileRange range(cut, part);
     const Plane<T> x = normalized_plane(content, p.content, p.c, n, c, mean, rstd);
     const T* g = grad + n * p.grad.n + c * p.grad.p;
@@ -100,7 +102,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
     };
     // sum_g = sum(g * gamma_style), sum_gx = sum(g * gamma_style * x)
     GradSums<A> sums = zeros<A, 2>();
-    for (int k = parts > 1 ? range.last : 0; k <= range.last; ++k) {
+    for (int k = parts.each > 1 ? range.last : 0; k <= range.last; ++k) {
       const Tile<V, R, Dense> tile(cut, p.w, k);
       load_tile(tile);
 #pragma unroll
@@ -111,8 +113,9 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks<T, V>)
           sums[0] += scaled, sums[1] += scaled * (tile.has(r) ? x.normalized(xs[r][e]) : A(0));
         }
     }
-    if (parts > 1) sums = entry_of_part(sums_of_parts, plane, parts);  // the tile above only stays in registers
-    sums = reduce_sums(sums, shared);
+    // of parts the tile above only stays in registers
+    if (parts.each > 1) sums = entry_of_part(sums_of_parts + plane * parts.each, parts.each);
+    sums = sum(sums);
     if (part == 0 && threadIdx.x == 0) sum_g[plane] = sums[0], sum_gx[plane] = sums[1];
     if (!grad_content && !grad_gamma_style) continue;
 
@@ -170,17 +173,17 @@ cudaError_t factorized_instance_norm_forward(FactorizedInstanceNorm p, const T* 
   return with_layout<T>(p.h == 1, wide, [&](auto width, auto dense) {
     constexpr int V = decltype(width)::value;
     constexpr bool Dense = decltype(dense)::value;
-    const int parts = plane_parts(p.planes(), p.h, p.w, V, kHeld<T, V, Dense>);
+    const Parts parts(p.n, p.c, plane_parts(p.planes(), p.h, p.w, V, kHeld<T, V, Dense>));
     const unsigned threads =
-        parts > 1 ? kPartThreads : tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kFactorizedForwardThreads);
-    const unsigned blocks = grid_of(p.planes() * parts);
-    const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts);
-    const size_t shared = threads / 32 * sizeof(Vec<A, 2>);
+        parts.each > 1 ? kPartThreads : tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kFactorizedForwardThreads);
+    const unsigned blocks = grid_of(parts.count());
+    const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts.each);
+    const size_t shared = BlockSums<A, 2>::bytes(threads);
     Moments<A>* const moments = reinterpret_cast<Moments<A>*>(workspace);
-    if (parts > 1) {
+    if (parts.each > 1) {
+      const CutPlanes<T> planes{content, p.content, p.w, cut}, none{nullptr, {}, p.w, cut};
       const auto kernel = part_moments_kernel<T, V, Dense>;
-      STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, Planes{p.n, p.c, p.h, p.w, p.content}, parts, cut,
-                       content, moments);
+      STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, parts, planes, none, moments);
     }
     const auto kernel = factorized_instance_norm_fwd_kernel<T, V, Dense>;
     STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, p, content, gamma_ind, beta_ind, gamma_style, beta_style,
@@ -206,13 +209,14 @@ cudaError_t factorized_instance_norm_backward(FactorizedInstanceNorm p, const T*
   return with_layout<T>(p.h == 1, wide, [&](auto width, auto dense) {
     constexpr int V = decltype(width)::value;
     constexpr bool Dense = decltype(dense)::value;
-    const int parts = plane_parts(p.planes(), p.h, p.w, V, kHeld<T, V, Dense>);
-    const unsigned threads = parts > 1 ? kPartThreads : tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kTileThreads);
-    const unsigned blocks = grid_of(p.planes() * parts);
-    const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts);
-    const size_t shared = threads / 32 * sizeof(Sums);
+    const Parts parts(p.n, p.c, plane_parts(p.planes(), p.h, p.w, V, kHeld<T, V, Dense>));
+    const unsigned threads =
+        parts.each > 1 ? kPartThreads : tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kTileThreads);
+    const unsigned blocks = grid_of(parts.count());
+    const Cut cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, parts.each);
+    const size_t shared = BlockSums<Acc<T>, 2>::bytes(threads);
     Sums* const sums = reinterpret_cast<Sums*>(workspace);
-    if (parts > 1) {
+    if (parts.each > 1) {
       const auto kernel = part_sums_kernel<T, V, Dense>;
       STYLEKERN_LAUNCH(kernel, blocks, threads, shared, stream, Planes{p.n, p.c, p.h, p.w, p.content}, parts, cut,
                        p.grad, p.gamma_style, grad, gamma_style, content, mean, rstd, sums);

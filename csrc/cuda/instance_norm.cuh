@@ -35,6 +35,14 @@ struct Plane {
     for (int e = 0; e < V; ++e) y[e] = normalized(raw[e]);
     return y;
   }
+  // The same, from row 0 where there is none, so that the load waits for no branch.
+  template <int V>
+  STYLEKERN_DEVICE Vec<A, V> row_or_zeros(int64_t i, int64_t j) const {
+    Vec<A, V> y = row<V>(i < 0 ? 0 : i, j);
+#pragma unroll
+    for (int e = 0; e < V; ++e) y[e] = i < 0 ? A(0) : y[e];
+    return y;
+  }
 };
 
 // Plane [n, c] of a tensor of `channels` channels; without mean and rstd, read as it is.
@@ -54,50 +62,66 @@ struct Planes {
 template <class T, int V, bool Dense>
 __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
     instance_norm_stats_kernel(Planes p, const T* __restrict__ input, Acc<T>* __restrict__ mean,
-                               Acc<T>* __restrict__ rstd, double eps, int64_t correction, Cut cut) {
+                               Acc<T>* __restrict__ rstd, double eps, int64_t correction, Parts planes, Cut cut) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
-  using Sums = Vec<A, 2>;
-  STYLEKERN_SHARED(Sums, shared);
+  STYLEKERN_SHARED(A, shared);
+  BlockSums<A, 2> sum(shared);
   const TileRange all(cut, 0);
-  for (int64_t plane = blockIdx.x; plane < p.n * p.c; plane += gridDim.x) {
-    const T* x = input + plane / p.c * p.x.n + plane % p.c * p.x.p;
-    const Moments<A> moments = moments_of<V, R, Dense>(x, p.x.row, cut, p.w, all, shared);
+  for (int64_t piece = blockIdx.x; piece < planes.count(); piece += gridDim.x) {
+    const auto [plane, n, c, part] = Part(planes, piece);
+    const Moments<A> moments = moments_of<V, R, Dense>(input + n * p.x.n + c * p.x.p, p.x.row, cut, p.w, all, sum);
     const Statistics<A> s = statistics_of(moments, p.h * p.w, correction, eps);
     if (threadIdx.x == 0) mean[plane] = s.mean, rstd[plane] = s.rstd;
   }
 }
 
-// Moments of parts of planes, [planes, parts].
+// The planes of a tensor, which are cut into tiles.
+template <class T>
+struct CutPlanes {
+  const T* data;
+  PlaneStrides strides;
+  int64_t w;
+  Cut cut;
+};
+
+// Moments of the parts of one tensor's planes, and, where there is another one with as many, then of that one's:
+// [planes, parts] each.
 template <class T, int V, bool Dense>
 __global__ void __launch_bounds__(kPartThreads, 3)
-    part_moments_kernel(Planes p, int parts, Cut cut, const T* __restrict__ input,
-                        Moments<Acc<T>>* __restrict__ moments) {
+    part_moments_kernel(Parts parts, CutPlanes<T> first, CutPlanes<T> second, Moments<Acc<T>>* __restrict__ moments) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
-  using Sums = Vec<A, 2>;
-  STYLEKERN_SHARED(Sums, shared);
-  for (int64_t block = blockIdx.x; block < p.n * p.c * parts; block += gridDim.x) {
-    const auto [plane, part] = Part(block, parts);
-    const T* x = input + plane / p.c * p.x.n + plane % p.c * p.x.p;
-    const Moments<A> of_part = moments_of<V, R, Dense>(x, p.x.row, cut, p.w, TileRange(cut, part), shared);
-    if (threadIdx.x == 0) moments[block] = of_part;
+  STYLEKERN_SHARED(A, shared);
+  BlockSums<A, 2> sum(shared);
+  const int64_t count = second.data ? 2 * parts.count() : parts.count();
+  for (int64_t piece = blockIdx.x; piece < count; piece += gridDim.x) {
+    const bool other = piece >= parts.count();
+    const auto [plane, n, c, part] = Part(parts, other ? piece - parts.count() : piece);
+    // each member apart, since of parameters an address is a copy in memory
+    const T* x = other ? second.data + n * second.strides.n + c * second.strides.p
+                       : first.data + n * first.strides.n + c * first.strides.p;
+    const int64_t row = other ? second.strides.row : first.strides.row, w = other ? second.w : first.w;
+    const Cut cut{other ? second.cut.tiles : first.cut.tiles, other ? second.cut.each : first.cut.each,
+                  other ? second.cut.last : first.cut.last};
+    const Moments<A> of_part = moments_of<V, R, Dense>(x, row, cut, w, TileRange(cut, part), sum);
+    if (threadIdx.x == 0) moments[piece] = of_part;
   }
 }
 
 // sum(g) and sum(g * x) of parts of planes, [planes, parts]; g is grad, times `factor` where there is one.
 template <class T, int V, bool Dense>
 __global__ void __launch_bounds__(kPartThreads, 3)
-    part_sums_kernel(Planes p, int parts, Cut cut, PlaneStrides grad_strides, PlaneStrides factor_strides,
+    part_sums_kernel(Planes p, Parts parts, Cut cut, PlaneStrides grad_strides, PlaneStrides factor_strides,
                      const T* __restrict__ grad, const T* __restrict__ factor, const T* __restrict__ input,
                      const Acc<T>* __restrict__ mean, const Acc<T>* __restrict__ rstd,
                      GradSums<Acc<T>>* __restrict__ sums_of_parts) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
-  STYLEKERN_SHARED(GradSums<A>, shared);
-  for (int64_t block = blockIdx.x; block < p.n * p.c * parts; block += gridDim.x) {
-    const auto [plane, part] = Part(block, parts);
-    const int64_t n = plane / p.c, c = plane % p.c;
+  STYLEKERN_SHARED(A, shared);
+  BlockSums<A, 2> sum(shared);
+  for (int64_t piece = blockIdx.x; piece < parts.count(); piece += gridDim.x) {
+    const auto [plane, n, c, part] = Part(parts, piece);
     const Plane<T> x = normalized_plane(input, p.x, p.c, n, c, mean, rstd);
     const T* g = grad + n * grad_strides.n + c * grad_strides.p;
     const TileRange range(cut, part);
@@ -116,8 +140,8 @@ __global__ void __launch_bounds__(kPartThreads, 3)
           sums[0] += value, sums[1] += value * (tile.has(r) ? x.normalized(xs[r][e]) : A(0));
         }
     }
-    sums = reduce_sums(sums, shared);
-    if (threadIdx.x == 0) sums_of_parts[block] = sums;
+    sums = sum(sums);
+    if (threadIdx.x == 0) sums_of_parts[piece] = sums;
   }
 }
 
@@ -126,13 +150,15 @@ template <class T, int V, bool Dense>
 __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
     instance_norm_bwd_kernel(Planes p, const Acc<T>* grad_x, const T* __restrict__ input,
                              const Acc<T>* __restrict__ mean, const Acc<T>* __restrict__ rstd, T* grad_input,
-                             int64_t correction, Cut cut) {
+                             int64_t correction, Parts planes, Cut cut) {
   using A = Acc<T>;
   constexpr int R = kHeld<T, V, Dense>;
-  STYLEKERN_SHARED(GradSums<A>, shared);
+  STYLEKERN_SHARED(A, shared);
+  BlockSums<A, 2> sum(shared);
   const int last = cut.tiles - 1;
-  for (int64_t plane = blockIdx.x; plane < p.n * p.c; plane += gridDim.x) {
-    const Plane<T> x = normalized_plane(input, p.x, p.c, plane / p.c, plane % p.c, mean, rstd);
+  for (int64_t piece = blockIdx.x; piece < planes.count(); piece += gridDim.x) {
+    const auto [plane, n, c, part] = Part(planes, piece);
+    const Plane<T> x = normalized_plane(input, p.x, p.c, n, c, mean, rstd);
     const int64_t start = plane * p.h * p.w;
     Vec<A, V> grads[R];
     Vec<T, V> values[R];
@@ -150,7 +176,7 @@ __global__ void __launch_bounds__(kPlaneThreads, kPlaneBlocks<T>)
         for (int e = 0; e < V; ++e)
           sums[0] += grads[r][e], sums[1] += grads[r][e] * (tile.has(r) ? x.normalized(values[r][e]) : A(0));
     }
-    sums = reduce_sums(sums, shared);
+    sums = sum(sums);
     const A mean_grad = sums[0] / A(p.h * p.w), slope = sums[1] / variance_divisor<A>(p.h * p.w, correction);
     // grad_input = rstd * (grad_x - sum(grad_x) / n - x * sum(grad_x * x) / (n - correction))
     for (int k = last; k >= 0; --k) {
@@ -177,8 +203,8 @@ cudaError_t instance_norm_stats(Planes p, const T* input, Acc<T>* mean, Acc<T>* 
     constexpr bool Dense = decltype(dense)::value;
     const unsigned threads = tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kPlaneThreads);
     const auto kernel = instance_norm_stats_kernel<T, V, Dense>;
-    STYLEKERN_LAUNCH(kernel, grid_of(p.n * p.c), threads, threads / 32 * sizeof(Vec<Acc<T>, 2>), stream, p, input, mean,
-                     rstd, eps, correction, Cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, 1));
+    STYLEKERN_LAUNCH(kernel, grid_of(p.n * p.c), threads, (BlockSums<Acc<T>, 2>::bytes(threads)), stream, p, input,
+                     mean, rstd, eps, correction, Parts(p.n, p.c, 1), Cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, 1));
     return cudaGetLastError();
   });
 }
@@ -195,8 +221,9 @@ cudaError_t instance_norm_backward(Planes p, const Acc<T>* grad_x, const T* inpu
     constexpr bool Dense = decltype(dense)::value;
     const unsigned threads = tile_threads(p.h, p.w, V, kHeld<T, V, Dense>, kPlaneThreads);
     const auto kernel = instance_norm_bwd_kernel<T, V, Dense>;
-    STYLEKERN_LAUNCH(kernel, grid_of(p.n * p.c), threads, threads / 32 * sizeof(GradSums<Acc<T>>), stream, p, grad_x,
-                     input, mean, rstd, grad_input, correction, Cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, 1));
+    STYLEKERN_LAUNCH(kernel, grid_of(p.n * p.c), threads, (BlockSums<Acc<T>, 2>::bytes(threads)), stream, p, grad_x,
+                     input, mean, rstd, grad_input, correction, Parts(p.n, p.c, 1),
+                     Cut(p.h, p.w, V, kHeld<T, V, Dense>, threads, 1));
     return cudaGetLastError();
   });
 }

@@ -48,22 +48,6 @@ struct Statistics {
 template <class A>
 using GradSums = Vec<A, 2>;
 
-// Over a block. `shared` holds as many sums a warp, or more.
-template <class A, int N, int M>
-STYLEKERN_DEVICE Vec<A, N> reduce_sums(const Vec<A, N>& sums, Vec<A, M>* shared) {
-  static_assert(N <= M);
-  return reduce_block(sums, reinterpret_cast<Vec<A, N>*>(shared), [](const Vec<A, N>& a, const Vec<A, N>& b) {
-    Vec<A, N> c;
-#pragma unroll
-    for (int k = 0; k < N; ++k) c[k] = a[k] + b[k];
-    return c;
-  });
-}
-template <class A, int M>
-STYLEKERN_DEVICE A reduce_sums(A sum, Vec<A, M>* shared) {
-  return reduce_sums(Vec<A, 1>{sum}, shared)[0];
-}
-
 // Vectors of each tensor that a thread holds in registers, whose loads are in flight at once: 16 values. Fewer where
 // doubles, or the positions in rows with gaps, need the registers.
 template <class T, int V, bool Dense>
@@ -74,6 +58,7 @@ struct Cut {
   int tiles, each;
   int last;  // vectors of the last tile
 
+  STYLEKERN_HD Cut(int tiles, int each, int last) : tiles(tiles), each(each), last(last) {}
   Cut(int64_t h, int64_t w, int v, int r, unsigned threads, int parts) {
     const int64_t size = int64_t(r) * threads, vectors = h * (w / v);
     tiles = int((vectors + size - 1) / size), each = (tiles + parts - 1) / parts;
@@ -162,14 +147,25 @@ struct TileRange {
   }
 };
 
-// What a block works on: a plane, or one of its parts.
+// The pieces of work of a launch: planes, or their parts.
+struct Parts {
+  int64_t planes;
+  int each;  // of a plane; 1: it is not cut
+  Divisor by_each, by_channels;
+
+  Parts(int64_t samples, int64_t channels, int each)
+      : planes(samples * channels), each(each), by_each(each), by_channels(channels) {}
+  STYLEKERN_HD int64_t count() const { return planes * each; }
+};
+
+// One of them.
 struct Part {
-  int64_t plane;
+  int64_t plane, n, c;  // of sample n and channel c
   int part;
 
-  STYLEKERN_DEVICE Part(int64_t block, int parts) {
-    plane = parts > 1 ? block / parts : block;
-    part = parts > 1 ? int(block - plane * parts) : 0;
+  STYLEKERN_DEVICE Part(const Parts& parts, int64_t piece) : plane(piece) {
+    part = int(parts.by_each.split(plane));
+    n = plane, c = parts.by_channels.split(n);
   }
 };
 
@@ -204,7 +200,7 @@ inline int64_t most_parts(int64_t planes, int64_t values) { return plane_parts(p
 // from the others cost.
 template <int V, int R, bool Dense, class T>
 STYLEKERN_DEVICE Moments<Acc<T>> moments_of(const T* x, int64_t row, const Cut& cut, int64_t w, const TileRange& range,
-                                            Vec<Acc<T>, 2>* shared) {
+                                            BlockSums<Acc<T>, 2>& sum) {
   using A = Acc<T>;
   const A from = to_acc(x[0]);
   A centre = from;
@@ -214,29 +210,43 @@ STYLEKERN_DEVICE Moments<Acc<T>> moments_of(const T* x, int64_t row, const Cut& 
     const Tile<V, R, Dense> tile(cut, w, k);
     Vec<T, V> values[R];
     tile.load(values, x, row);
-    if (k == range.first) centre += reduce_sums(tile.sum(values, from), shared) / A(tile.count());
+    if (k == range.first) centre += sum(tile.sum(values, from)) / A(tile.count());
     tile.add_deviations(values, centre, sums);
     count += tile.count();
   }
   if (count == 0) return {};
-  return moments_around(centre, reduce_sums(sums, shared), count);
+  return moments_around(centre, sum(sums), count);
 }
 
-// What this thread adds to a plane: its part's entry, if there is one.
+// What this thread adds to a plane, of whose parts these are the entries: that of one part, or nothing.
 template <class S>
-STYLEKERN_DEVICE S entry_of_part(const S* entries, int64_t plane, int parts) {
-  return int(threadIdx.x) < parts ? entries[plane * parts + threadIdx.x] : S{};
+STYLEKERN_DEVICE S entry_of_part(const S* entries, int parts) {
+  return int(threadIdx.x) < parts ? entries[threadIdx.x] : S{};
 }
 
-// Of a whole plane, from those of its parts. The first of them is never empty.
-template <class A, int M>
-STYLEKERN_DEVICE Moments<A> merge_parts(const Moments<A>* moments, int64_t plane, int parts, int64_t count,
-                                        Vec<A, M>* shared) {
-  const Moments<A> part = entry_of_part(moments, plane, parts);
-  const A from = moments[plane * parts].mean;
-  const A mean = from + reduce_sums(part.count / A(count) * (part.mean - from), shared);
-  const A sum = part.count * (part.mean - mean);
-  return moments_around(mean, reduce_sums(Vec<A, 2>{sum, part.m2 + sum * (part.mean - mean)}, shared), count);
+// Of N planes, of `counts` values, from those of their parts, of which the first is never empty.
+template <class A, int N, int Most>
+STYLEKERN_DEVICE void merge_parts(Moments<A> (&of_planes)[N], const Moments<A>* const (&of_parts)[N], int parts,
+                                  const int64_t (&counts)[N], BlockSums<A, Most>& sum) {
+  Moments<A> own[N];
+  Vec<A, N> means;
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    own[k] = entry_of_part(of_parts[k], parts);
+    means[k] = own[k].count / A(counts[k]) * (own[k].mean - of_parts[k]->mean);
+  }
+  means = sum(means);
+  Vec<A, 2 * N> deviations;
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    means[k] += of_parts[k]->mean;
+    const A shift = own[k].mean - means[k];
+    deviations[2 * k] = own[k].count * shift, deviations[2 * k + 1] = own[k].m2 + own[k].count * shift * shift;
+  }
+  deviations = sum(deviations);
+#pragma unroll
+  for (int k = 0; k < N; ++k)
+    of_planes[k] = moments_around(means[k], Vec<A, 2>{deviations[2 * k], deviations[2 * k + 1]}, counts[k]);
 }
 
 template <class A>

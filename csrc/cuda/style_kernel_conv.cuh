@@ -1,13 +1,15 @@
 // style_kernel_conv forward on CUDA; csrc/common/style_kernel_conv.h has the formulas.
 //
-//   style_kernel_conv_fwd_kernel        sequential. A thread owns V columns of one row: it computes t there, puts it
-//                                       into shared memory for its neighbours, then reads their t. So each filter tap
-//                                       is read once, 16 bytes at a time. The taps of the second step are requested
-//                                       before the first one starts.
+//   style_kernel_conv_fwd_kernel        sequential. A thread owns V columns of R rows: it computes t there, puts it
+//   into
+//                                       shared memory for its neighbours, then reads their t. So each filter tap is
+//                                       read once. The taps of the second step are requested before the first one
+//                                       starts.
 //   style_kernel_conv_outer_fwd_kernel  outer. The same mapping without shared memory: a window of x slides along the
 //                                       row, through the first-level cache.
 //
-// V is 16 bytes of values, or 1 where a row does not start on 16 bytes. K is the number of taps at compile time, or 0.
+// V is 16 bytes of values and R is 1; where a row does not start on 16 bytes V is 1, and R up to 4. K is the number of
+// taps at compile time, or 0.
 //
 // Statistics come from instance_norm.cuh.
 //
@@ -93,53 +95,98 @@ STYLEKERN_DEVICE void correlate(Vec<A, V>& y, int taps, int64_t j, const Vec<A, 
   }
 }
 
-inline constexpr int kForwardThreads = 256;
-// A multiprocessor, at least, of the sequential kernel. For sm_100 eight values a thread do not fit into 80 registers.
+// Of the sequential kernel the rows of a thread, with as many loads in flight where an access is of one value; the
+// threads of a block; and the registers of each, as few as the loads leave room for. sm_100 needs some more.
+template <int V, int K>
+inline constexpr int kForwardRows = V > 1   ? 1
+                                    : K > 3 ? 2
+                                            : 4;
+template <int V>
+inline constexpr int kForwardThreads = V > 1 ? 128 : 256;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 template <int V>
-inline constexpr int kForwardBlocks = V > 4 ? 2 : 3;
+inline constexpr int kMoreRegisters = V > 4 ? 48 : 16;
 #else
 template <int V>
-inline constexpr int kForwardBlocks = 3;
+inline constexpr int kMoreRegisters = 0;
 #endif
+template <class T, int V, int K>
+inline constexpr int kForwardRegisters =
+    ((V > 4 || (V > 1 && K > 3) ? 80 : 64) + kMoreRegisters<V>)*(std::is_same_v<T, double> ? 2 : 1);
+template <class T, int V, int K>
+inline constexpr int kForwardBlocks = 65536 / (kForwardRegisters<T, V, K> * kForwardThreads<V>);
+
+inline constexpr int kOuterThreads = 256;
 
 template <class T, int V, int K>
-__global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<V>)
+__global__ void __launch_bounds__(kForwardThreads<V>, kForwardBlocks<T, V, K>)
     style_kernel_conv_fwd_kernel(StyleKernelConv p, Tiling tiling, Channels by, const T* input, const T* vertical,
                                  const T* horizontal, const T* bias, const Acc<T>* mean, const Acc<T>* rstd,
                                  T* output) {
   using A = Acc<T>;
-  STYLEKERN_SHARED(A, t);  // [threads_y, threads_x * V]
-  const int kv = K > 0 ? K : p.kv, kh = K > 0 ? K : p.kh, rv = kv / 2;
-  A* const t_own = t + (int64_t(threadIdx.y) * blockDim.x + threadIdx.x) * V;
+  constexpr int R = kForwardRows<V, K>;
+  STYLEKERN_SHARED(A, t);  // [threads_y * R, threads_x * V]
+  const int kv = K > 0 ? K : p.kv, kh = K > 0 ? K : p.kh, rv = kv / 2, t_row = int(blockDim.x) * V;
+  A* const t_own = t + int(threadIdx.y) * R * t_row + int(threadIdx.x) * V;
   for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
-    const Place at = place<V>(tiling, tile, p.h, p.w);
+    const Place at = place<V>(tiling, tile, (p.h + R - 1) / R, p.w);
+    const int64_t i = at.i * R;
     int64_t n = at.plane;
     const int64_t c = by.channels.split(n), g = by.per_group.quotient(c);
-    const T* v = filter_at(vertical, p.vertical, n, g, at.i, at.j);
-    Taps<T, V, K> h;
-    Vec<A, V> y = zeros<A, V>(), own = zeros<A, V>();
+    Taps<T, V, K> h[R];
+    Vec<A, V> y[R], own[R];
+#pragma unroll
+    for (int r = 0; r < R; ++r) y[r] = own[r] = zeros<A, V>();
+    // Rows beyond the last one repeat it, so that loads wait for no comparison; they are not stored.
+    const auto row = [&](int64_t q, int64_t last) { return R == 1 || q < last ? q : last; };
     if (at.inside) {
-      h.request(filter_at(horizontal, p.horizontal, n, g, at.i, at.j), p.horizontal.tap);
-      if (bias) {
-        y = to_acc(load<V>(filter_at(bias, p.bias, n, by.per_part.quotient(c), at.i, at.j)));
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        const int64_t own_row = row(i + r, p.h - 1);
+        h[r].request(filter_at(horizontal, p.horizontal, n, g, own_row, at.j), p.horizontal.tap);
+        if (bias) y[r] = to_acc(load<V>(filter_at(bias, p.bias, n, by.per_part.quotient(c), own_row, at.j)));
       }
-      const Plane<T> x = input_plane(p, input, mean, rstd, n, c);
       // t[i,j] = sum_a vertical[a,i,j] * x[pad(i+a-rv), j]
-#pragma unroll(K > 0 ? K : 4)
-      for (int a = 0; a < kv; ++a)
-        add_product(own, to_acc(load<V>(v + a * p.vertical.tap)),
-                    x.template row<V>(border_index(at.i + a - rv, p.h, p.padding), at.j));
-      store(t_own, own);
+      const Plane<T> x = input_plane(p, input, mean, rstd, n, c);
+      if constexpr (K > 0) {
+        Taps<T, V, K> v[R];
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+          v[r].request(filter_at(vertical, p.vertical, n, g, row(i + r, p.h - 1), at.j), p.vertical.tap);
+#pragma unroll
+        for (int q = 0; q < R + K - 1; ++q) {
+          const Vec<A, V> values =
+              x.template row_or_zeros<V>(border_index(row(i + q - rv, p.h - 1 + rv), p.h, p.padding), at.j);
+#pragma unroll
+          for (int r = 0; r < R; ++r)
+            if (q - r >= 0 && q - r < K) add_product(own[r], v[r](q - r), values);
+        }
+      } else {
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+          const int64_t own_row = row(i + r, p.h - 1);
+          const T* v = filter_at(vertical, p.vertical, n, g, own_row, at.j);
+#pragma unroll 4
+          for (int a = 0; a < kv; ++a)
+            add_product(own[r], to_acc(load<V>(v + a * p.vertical.tap)),
+                        x.template row<V>(border_index(own_row + a - rv, p.h, p.padding), at.j));
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < R; ++r) store(t_own + r * t_row, own[r]);
     }
     __syncthreads();
     if (at.owns) {
       // y[i,j] = sum_b horizontal[b,i,j] * t[i, pad(j+b-rh)] + bias[i,j]
-      correlate<K>(y, kh, at.j, own, h, [&](int64_t q) {
-        q = border_index(q, p.w, p.padding);
-        return q < 0 ? A(0) : t_own[q - at.j];
-      });
-      store_as(output + (at.plane * p.h + at.i) * p.w + at.j, y);
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        if (i + r >= p.h) break;
+        correlate<K>(y[r], kh, at.j, own[r], h[r], [&](int64_t q) {
+          q = border_index(q, p.w, p.padding);
+          return q < 0 ? A(0) : t_own[r * t_row + q - at.j];
+        });
+        store_as(output + (at.plane * p.h + i + r) * p.w + at.j, y[r]);
+      }
     }
     __syncthreads();  // the next tile writes t
   }
@@ -149,7 +196,7 @@ __global__ void __launch_bounds__(kForwardThreads, kForwardBlocks<V>)
 STYLEKERN_HD int origin(const StyleKernelConv& p, int r) { return p.padding == Padding::kNone ? 0 : r; }
 
 template <class T, int V, int K>
-__global__ void __launch_bounds__(kForwardThreads, 2)
+__global__ void __launch_bounds__(kOuterThreads, 2)
     style_kernel_conv_outer_fwd_kernel(StyleKernelConv p, Tiling tiling, Channels by, const T* input, const T* vertical,
                                        const T* horizontal, const T* bias, const Acc<T>* mean, const Acc<T>* rstd,
                                        T* output) {
@@ -221,17 +268,27 @@ cudaError_t style_kernel_conv_forward(const StyleKernelConv& problem, const T* i
                     (!bias || wide_rows(bias, p.bias)) && wide_rows(output, {});
   return with_width<T>(wide, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    const bool outer = p.composition == Composition::kOuter;
-    const Tiling tiling = make_tiling(p.n * p.c, p.h, p.w, V, 64, kForwardThreads, 0, outer ? 0 : p.rh());
-    const dim3 block(tiling.threads_x, tiling.threads_y);
-    const size_t shared = outer ? 0 : sizeof(Acc<T>) * V * tiling.threads();
-    auto kernel = outer ? style_kernel_conv_outer_fwd_kernel<T, V, 0> : style_kernel_conv_fwd_kernel<T, V, 0>;
-    if (p.kv == 3 && p.kh == 3)
-      kernel = outer ? style_kernel_conv_outer_fwd_kernel<T, V, 3> : style_kernel_conv_fwd_kernel<T, V, 3>;
-    if (p.kv == 1 && p.kh == 1) kernel = style_kernel_conv_fwd_kernel<T, V, 1>;
-    STYLEKERN_LAUNCH(kernel, tiling.blocks(), block, shared, stream, p, tiling, Channels(p), input, vertical,
-                     horizontal, bias, mean, rstd, output);
-    return cudaGetLastError();
+    const auto launch = [&](auto kernel, int rows, int threads, bool shares) {
+      const Tiling tiling =
+          make_tiling(p.n * p.c, (p.h + rows - 1) / rows, p.w, V, V > 1 ? 64 : 128, threads, 0, shares ? p.rh() : 0);
+      const size_t shared = shares ? sizeof(Acc<T>) * V * rows * tiling.threads() : 0;
+      STYLEKERN_LAUNCH(kernel, tiling.blocks(), dim3(tiling.threads_x, tiling.threads_y), shared, stream, p, tiling,
+                       Channels(p), input, vertical, horizontal, bias, mean, rstd, output);
+      return cudaGetLastError();
+    };
+    const auto sequential = [&](auto taps) {
+      constexpr int K = decltype(taps)::value;
+      return launch(style_kernel_conv_fwd_kernel<T, V, K>, kForwardRows<V, K>, kForwardThreads<V>, true);
+    };
+    const int taps = p.kv == p.kh ? p.kv : 0;
+    if (p.composition == Composition::kOuter)
+      return launch(
+          taps == 3 ? style_kernel_conv_outer_fwd_kernel<T, V, 3> : style_kernel_conv_outer_fwd_kernel<T, V, 0>, 1,
+          kOuterThreads, false);
+    if (taps == 1) return sequential(std::integral_constant<int, 1>{});
+    if (taps == 3) return sequential(std::integral_constant<int, 3>{});
+    if (taps == 5) return sequential(std::integral_constant<int, 5>{});
+    return sequential(std::integral_constant<int, 0>{});
   });
 }
 

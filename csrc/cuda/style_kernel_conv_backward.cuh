@@ -153,9 +153,9 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
   }
 }
 
-// Whether the single pass serves: sequential, as many taps each way, 1 or 3.
+// Whether a single pass serves: strips, or, sequential too, as many taps each way, 1 or 3.
 inline bool in_one_pass(const StyleKernelConv& p) {
-  return p.composition == Composition::kSequential && p.kv == p.kh && p.kv <= 3;
+  return in_strips(p) || (p.composition == Composition::kSequential && p.kv == p.kh && p.kv <= 3);
 }
 
 // Planes [N, C, H, W] of the accumulation type that the backward needs beside its outputs: t and grad_t of the three
@@ -216,7 +216,9 @@ cudaError_t style_kernel_conv_backward(const StyleKernelConv& problem, const T* 
                       wide_rows(d.grad_x, {});
     error = with_width<T>(wide, [&](auto width) {
       constexpr int V = kBackwardWidth<decltype(width)::value>;
-      if (in_strips(p)) return style_kernel_conv_backward_strips<T, V>(p, d, stream);
+      if (in_strips(p))
+        return p.kv == 3 ? style_kernel_conv_backward_strips<T, V, 3>(p, d, stream)
+                         : style_kernel_conv_backward_strips<T, V, 5>(p, d, stream);
       const Tiling tiling = make_tiling(p.n * p.groups, p.h, p.w, V, 32, kBackwardThreads<V>, p.rv(), p.rh());
       const auto kernel = p.kv == 1 ? style_kernel_conv_bwd_kernel<T, V, 1> : style_kernel_conv_bwd_kernel<T, V, 3>;
       const size_t shared = sizeof(A) * V * tiling.threads() * (2 * p.kv - 1);

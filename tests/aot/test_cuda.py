@@ -35,10 +35,11 @@ PARTS = {"part_moments_kernel<{}, true>": (HELD, 0), "part_sums_kernel<{}, true>
 WAVELET = {f"wavelet_{way}_fwd_kernel<{{}}>": (4, 4) for way in ("pool", "unpool")}  # two rows of two; four bands
 FAST = {
     "style_kernel_conv": {
-        "style_kernel_conv_fwd_kernel<{}, 3>": (3 + 3 + 3 + 1, 1),  # three rows of x, vertical, horizontal, bias; y
+        # as many rows of x as taps, vertical, horizontal, bias; y
+        **{f"style_kernel_conv_fwd_kernel<{{}}, {k}>": (k + k + k + 1, 1) for k in (3, 5)},
         "style_kernel_conv_outer_fwd_kernel<{}, 3>": (3 + 3 + 3 + 1, 1),
         # a row of x, vertical, horizontal, grad; their gradients
-        "style_kernel_conv_bwd_strip_kernel<{}>": (1 + 3 + 3 + 1, 1 + 3 + 3),
+        **{f"style_kernel_conv_bwd_strip_kernel<{{}}, {k}>": (1 + k + k + 1, 1 + k + k) for k in (3, 5)},
         # three rows of x
         "style_kernel_conv_bwd_kernel<{}, 3>": (3 + 3 + 3 + 1, 1 + 3 + 3),
         **NORMALIZE,
@@ -74,10 +75,10 @@ FOUR_VALUES = r"style_kernel_conv_bwd_"
 # The most registers of a kernel, by the first pattern that fits its name. A multiprocessor has 65,536: with 256 threads
 # a block, of strips 128, these leave room for one block, one, two, three, three, three, four, and two.
 REGISTERS = {
-    r"style_kernel_conv_bwd_kernel<(?!float, 4)|adaconv_bwd_taps_kernel<\w+, \d, 4": 255,
+    r"style_kernel_conv_bwd_(kernel<(?!float, 4)|strip_kernel<double, \d, 5)|adaconv_bwd_taps_kernel<\w+, \d, 4": 255,
     r"(adain|factorized_instance_norm)_\w+_kernel<(double|__\w+, 1)": 168,
     r"factorized_instance_norm_fwd_kernel": 96,
-    r"style_kernel_conv_bwd_strip_kernel<double": 168,
+    r"style_kernel_conv_(fwd|bwd_strip)_kernel<double": 168,
     r"(adain|factorized_instance_norm|part)_\w+_kernel": 80,
     r"wavelet_unpool_fwd_kernel<\w+, 8|wavelet_\w+_kernel<\w+, (1|long)": 80,
     r"(instance_norm_\w+|adaconv_(bwd_bias|depthwise_fwd)|wavelet_\w+)_kernel<(?!double)": 64,

@@ -53,9 +53,13 @@ __global__ void shift_down_kernel(const float* x, float* y) {
   y[threadIdx.x] = __shfl_down_sync(0xffffffff, x[threadIdx.x], 1);
 }
 
+// The sum of x, then at once those of x, of its double, of that sum and of 1: their sum.
 __global__ void block_sum_kernel(const float* x, float* y) {
   STYLEKERN_SHARED(float, shared);
-  y[threadIdx.x] = stylekern::cuda::reduce_block(x[threadIdx.x], shared, [](float a, float b) { return a + b; });
+  stylekern::cuda::BlockSums<float, 4> sum(shared);
+  const float value = x[threadIdx.x], once = sum(value);
+  const auto four = sum(stylekern::cuda::Vec<float, 4>{value, 2 * value, once, 1});
+  y[threadIdx.x] = four[0] + four[1] + four[2] + four[3];
 }
 
 using Array = py::array_t<float, py::array::c_style>;

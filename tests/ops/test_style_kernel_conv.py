@@ -61,6 +61,8 @@ def cases() -> dict[str, Any]:
         found[name] = lambda o=options: make(**o)
         found[f"{name}-5x3-two-groups"] = lambda o=options: make(g=2, kv=5, kh=3, bias="group", **o)
         found[f"{name}-1x7-one-group"] = lambda o=options: make(g=1, kv=1, kh=7, bias=None, **o)
+    for padding, w in itertools.product(("reflect", "replicate", "zeros"), (16, 19)):
+        found[f"5x5-{padding}-{w}-wide"] = lambda p=padding, w=w: make(kv=5, kh=5, w=w, padding_mode=p)
     found |= {
         "one-pixel": lambda: make(h=1, w=1, padding_mode="replicate"),
         "one-row": lambda: make(h=1, w=40, padding_mode="zeros"),
@@ -68,6 +70,7 @@ def cases() -> dict[str, Any]:
         "one-channel": lambda: make(n=1, c=1, g=1),
         "as-small-as-reflect-goes": lambda: make(h=2, w=2, normalize=True),
         "wider-than-a-vector": lambda: make(n=1, c=2, g=2, h=5, w=131, normalize=True, correction=1),
+        "5x5-wider-than-a-vector": lambda: make(n=1, c=2, g=2, kv=5, kh=5, h=5, w=231),
         "many-tiles": lambda: make(n=1, c=2, g=1, h=70, w=33, normalize=True),
         "51-taps": lambda: make(n=1, c=2, g=1, kv=51, kh=51, h=26, w=27),
         "51x3-taps-outer": lambda: make(n=1, c=2, g=1, kv=51, h=4, w=5, composition="outer", padding_mode="none"),
