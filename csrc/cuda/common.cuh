@@ -211,17 +211,22 @@ struct Place {
   bool owns;    // inside, and not of the halo
 };
 
+// Thread (x, y) of a tile; threads beyond its last row are outside.
 template <int V>
-STYLEKERN_DEVICE Place place(const Tiling& t, int64_t tile, int64_t h, int64_t w) {
-  const int x = threadIdx.x, y = threadIdx.y;
+STYLEKERN_DEVICE Place place(const Tiling& t, int64_t tile, int64_t h, int64_t w, int x, int y) {
   const int64_t tile_x = t.by_x.split(tile), tile_y = t.by_y.split(tile);
   Place p;
   p.plane = tile;
   p.i = tile_y * (t.threads_y - 2 * t.halo_y) - t.halo_y + y;
   p.j = (tile_x * (t.threads_x - 2 * t.halo_x) - t.halo_x + x) * V;
-  p.inside = p.i >= 0 && p.i < h && p.j >= 0 && p.j < w;
+  p.inside = y < t.threads_y && p.i >= 0 && p.i < h && p.j >= 0 && p.j < w;
   p.owns = p.inside && x >= t.halo_x && x < t.threads_x - t.halo_x && y >= t.halo_y && y < t.threads_y - t.halo_y;
   return p;
+}
+
+template <int V>
+STYLEKERN_DEVICE Place place(const Tiling& t, int64_t tile, int64_t h, int64_t w) {
+  return place<V>(t, tile, h, w, threadIdx.x, threadIdx.y);
 }
 
 // A plane whose rows follow each other without a gap is one long row.

@@ -37,6 +37,8 @@ FAST = {
     "style_kernel_conv": {
         # as many rows of x as taps, vertical, horizontal, bias; y
         **{f"style_kernel_conv_fwd_kernel<{{}}, {k}>": (k + k + k + 1, 1) for k in (3, 5)},
+        # x for its statistics too
+        **{f"style_kernel_conv_plane_fwd_kernel<{{}}, {k}>": (HELD + k + k + k + 1, 1) for k in (3, 5)},
         "style_kernel_conv_outer_fwd_kernel<{}, 3>": (3 + 3 + 3 + 1, 1),
         # a row of x, vertical, horizontal, grad; their gradients
         **{f"style_kernel_conv_bwd_strip_kernel<{{}}, {k}>": (1 + k + k + 1, 1 + k + k) for k in (3, 5)},
@@ -78,7 +80,7 @@ REGISTERS = {
     r"style_kernel_conv_bwd_(kernel<(?!float, 4)|strip_kernel<double, \d, 5)|adaconv_bwd_taps_kernel<\w+, \d, 4": 255,
     r"(adain|factorized_instance_norm)_\w+_kernel<(double|__\w+, 1)": 168,
     r"factorized_instance_norm_fwd_kernel": 96,
-    r"style_kernel_conv_(fwd|bwd_strip)_kernel<double": 168,
+    r"style_kernel_conv_(((plane_)?fwd|bwd_strip)_kernel<double|plane_fwd_kernel<__\w+, 8, 5)": 168,
     r"(adain|factorized_instance_norm|part)_\w+_kernel": 80,
     r"wavelet_unpool_fwd_kernel<\w+, 8|wavelet_\w+_kernel<\w+, (1|long)": 80,
     r"(instance_norm_\w+|adaconv_(bwd_bias|depthwise_fwd)|wavelet_\w+)_kernel<(?!double)": 64,

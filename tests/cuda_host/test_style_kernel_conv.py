@@ -277,6 +277,36 @@ def test_statistics_of_hard_planes(host, case):
     assert_matches_reference(host, case)
 
 
+MANY = Case(c=128, g=128, h=7, normalize=True)  # planes enough for a block each
+
+
+@cases(
+    *(
+        replace(MANY, kv=k, kh=k, w=w, padding=padding, bias=128)
+        for k in (3, 5)
+        for w in (12, 13)
+        for padding in ("reflect", "replicate", "zeros")
+    ),
+    *(replace(MANY, w=w, dtype=dtype) for w in (8, 9) for dtype in (torch.float64, torch.float16, torch.bfloat16)),
+    replace(MANY, kv=5, kh=5, w=8, dtype=torch.bfloat16),
+    replace(MANY, h=37, w=132),  # several tiles, and too many values for five taps
+    replace(MANY, h=37, w=132, kv=5, kh=5),
+    replace(MANY, h=61, w=64, kv=5, kh=5),
+    replace(MANY, h=30, w=131),
+    replace(MANY, g=2, bias=2, packed=True, correction=1),
+    replace(MANY, row_gap=1),
+    replace(MANY, h=1, w=4, padding="zeros"),
+    replace(MANY, h=1, w=1, padding="replicate"),
+)
+def test_a_block_for_each_of_many_planes(host, case):
+    assert_matches_reference(host, case)
+
+
+@cases(*(replace(MANY, h=45, w=67, **planes) for planes in HARD_PLANES))
+def test_statistics_of_many_hard_planes(host, case):
+    assert_matches_reference(host, case)
+
+
 @pytest.mark.parametrize("needs", [(), *((name,) for name in GRADIENTS), GRADIENTS[:2], GRADIENTS[1:]], ids=str)
 @cases(
     Case(normalize=True),
@@ -299,6 +329,7 @@ def test_each_gradient_alone_is_the_same_as_all_together(host, case, needs):
     Case(c=4, h=20, w=65),
     Case(c=4, g=4, h=20, w=65, kv=5, kh=5),
     Case(c=4, g=4, h=20, w=64, kv=5, kh=5, dtype=torch.float64),
+    replace(MANY, h=30, w=64),
 )
 def test_the_order_of_threads_does_not_change_a_bit(host, case):
     results = []
@@ -315,6 +346,7 @@ def test_the_order_of_threads_does_not_change_a_bit(host, case):
     Case(c=4, normalize=True, h=35, w=132),
     Case(c=4, kv=5, w=65, normalize=True),
     Case(c=4, g=4, kv=5, kh=5, w=65),
+    MANY,
     Case(c=4, composition="outer", normalize=True),
 )
 def test_a_grid_of_fewer_blocks_than_tiles_does_the_same(host, case):

@@ -71,6 +71,8 @@ def cases() -> dict[str, Any]:
         "as-small-as-reflect-goes": lambda: make(h=2, w=2, normalize=True),
         "wider-than-a-vector": lambda: make(n=1, c=2, g=2, h=5, w=131, normalize=True, correction=1),
         "5x5-wider-than-a-vector": lambda: make(n=1, c=2, g=2, kv=5, kh=5, h=5, w=231),
+        "many-planes": lambda: make(c=130, g=2, h=5, w=16, normalize=True),
+        "many-planes-5x5": lambda: make(c=130, g=130, kv=5, kh=5, h=5, w=6, normalize=True, correction=1),
         "many-tiles": lambda: make(n=1, c=2, g=1, h=70, w=33, normalize=True),
         "51-taps": lambda: make(n=1, c=2, g=1, kv=51, kh=51, h=26, w=27),
         "51x3-taps-outer": lambda: make(n=1, c=2, g=1, kv=51, h=4, w=5, composition="outer", padding_mode="none"),
