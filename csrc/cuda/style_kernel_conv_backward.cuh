@@ -86,16 +86,7 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
               const int from = e + r - b;
               grad_t[e] += from >= 0 && from < V ? hg[b][from] : hg_at(b, j + from);
             }
-          if (K > 1 && (j <= r || j + V >= p.w - r)) {
-#pragma unroll
-            for (int e = 0; e < V; ++e)
-              for_each_source(j + e, p.w, r, r, p.padding, [&](int64_t q) {
-                if (q >= 0 && q < p.w) return;  // already there
-#pragma unroll
-                for (int b = 0; b < K; ++b)
-                  if (b != r) grad_t[e] += hg_at(b, q + r - b);
-              });
-          }
+          if constexpr (K > 1) add_over_border<K>(grad_t, p, j, hg_at);
         }
 #pragma unroll
         for (int a = 0; a < K; ++a)
@@ -110,11 +101,7 @@ __global__ void __launch_bounds__(kBackwardThreads<V>, kBackwardBlocks<V>)
           for (int a = 0; a < K; ++a) add_product(grad_v[a], grad_t, x[a]);
           // grad_h[b,i,j] = sum_c grad[i,j] * t[i, pad(j+b-rh)]
           A window[V + 2 * r];
-#pragma unroll
-          for (int e = 0; e < V + 2 * r; ++e) {
-            const int64_t q = border_index(j + e - r, p.w, p.padding);
-            window[e] = e >= r && e < V + r ? t[e - r] : q < 0 ? A(0) : t_own[q - j];
-          }
+          window_of<r>(window, p, j, t, t_own);
 #pragma unroll
           for (int b = 0; b < K; ++b)
 #pragma unroll

@@ -43,6 +43,34 @@ STYLEKERN_DEVICE void store_grad_x(const Backward<T>& d, int64_t offset, const V
     store_as(d.grad_input + offset, value);
 }
 
+// Of the gradient of t in V columns from j on: what comes from taps that reach over the border, with hg_at(b, q) of
+// horizontal[b] * grad at column q, or zero beyond the border.
+template <int K, class A, int V, class At>
+STYLEKERN_DEVICE void add_over_border(Vec<A, V>& grad_t, const StyleKernelConv& p, int64_t j, At hg_at) {
+  constexpr int r = K / 2;
+  if (j > r && j + V < p.w - r) return;
+#pragma unroll
+  for (int e = 0; e < V; ++e)
+    for_each_source(j + e, p.w, r, r, p.padding, [&](int64_t q) {
+      if (q >= 0 && q < p.w) return;  // not over the border
+#pragma unroll
+      for (int b = 0; b < K; ++b)
+        if (b != r) grad_t[e] += hg_at(b, q + r - b);
+    });
+}
+
+// t at V columns from j on, which are a thread's own, and at r more on each side, from where `t_own` lies in shared
+// memory.
+template <int r, class A, int V>
+STYLEKERN_DEVICE void window_of(A (&window)[V + 2 * r], const StyleKernelConv& p, int64_t j, const Vec<A, V>& t,
+                                const A* t_own) {
+#pragma unroll
+  for (int e = 0; e < V + 2 * r; ++e) {
+    const int64_t q = border_index(j + e - r, p.w, p.padding);
+    window[e] = e >= r && e < V + r ? t[e - r] : q < 0 ? A(0) : t_own[q - j];
+  }
+}
+
 inline constexpr int kValueThreads = 256;  // of the kernels that own one value a thread
 
 template <class T>

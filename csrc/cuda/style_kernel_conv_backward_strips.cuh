@@ -142,20 +142,8 @@ struct BesideColumns {
 #pragma unroll
       for (int e = 0; e < V; ++e)
         if (b != r) grad_t[e] += hg_at(b, j + e + r - b);
-    if (j <= r || j + V >= p.w - r)
-#pragma unroll
-      for (int e = 0; e < V; ++e)
-        for_each_source(j + e, p.w, r, r, p.padding, [&](int64_t q) {
-          if (q >= 0 && q < p.w) return;  // already there
-#pragma unroll
-          for (int b = 0; b < K; ++b)
-            if (b != r) grad_t[e] += hg_at(b, q + r - b);
-        });
-#pragma unroll
-    for (int e = 0; e < V + 2 * r; ++e) {
-      const int64_t q = border_index(j + e - r, p.w, p.padding);
-      window[e] = e >= r && e < V + r ? t[e - r] : q < 0 ? A(0) : t_own[q - j];
-    }
+    add_over_border<K>(grad_t, p, j, hg_at);
+    window_of<r>(window, p, j, t, t_own);
   }
 };
 
