@@ -1,10 +1,9 @@
 // style_kernel_conv forward on CUDA; csrc/common/style_kernel_conv.h has the formulas.
 //
-//   style_kernel_conv_plane_fwd_kernel  sequential, normalised, many planes: a block takes a plane's statistics, and
-//   then
-//                                       goes through its tiles, while the caches have it.
-//   style_kernel_conv_fwd_kernel        sequential: a block a tile. Statistics come from instance_norm.cuh.
-//   style_kernel_conv_outer_fwd_kernel  outer. A thread owns V columns of a row: a window of x slides along the row,
+//   style_kernel_conv_plane_fwd_kernel  Sequential, normalised, many planes: a block takes the statistics of a plane,
+//                                       then goes through its tiles, while the caches have it.
+//   style_kernel_conv_fwd_kernel        Sequential: a block a tile. Statistics come from instance_norm.cuh.
+//   style_kernel_conv_outer_fwd_kernel  Outer: a thread owns V columns of a row, a window of x slides along the row,
 //                                       through the first-level cache.
 //
 // V is 16 bytes of values, or 1 where a row does not start on 16 bytes. K is the number of taps at compile time, or 0.
@@ -47,7 +46,7 @@ inline constexpr int kPlaneForwardValues = K > 3 ? 64 * 64 : 128 * 128;
 
 inline constexpr int kOuterThreads = 256;
 
-// A tile of the sequential forward: rows of threads, and so many tiles in a plane.
+// How the sequential forward cuts planes: rows of the tiling are kForwardRows of theirs.
 template <int V, int K>
 Tiling forward_tiling(const StyleKernelConv& p, int threads) {
   constexpr int R = kForwardRows<V, K>;
