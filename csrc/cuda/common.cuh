@@ -211,7 +211,7 @@ struct Place {
   bool owns;    // inside, and not of the halo
 };
 
-// Thread (x, y) of a tile; threads beyond its last row are outside.
+// Of thread (x, y) of a tile.
 template <int V>
 STYLEKERN_DEVICE Place place(const Tiling& t, int64_t tile, int64_t h, int64_t w, int x, int y) {
   const int64_t tile_x = t.by_x.split(tile), tile_y = t.by_y.split(tile);
@@ -219,7 +219,7 @@ STYLEKERN_DEVICE Place place(const Tiling& t, int64_t tile, int64_t h, int64_t w
   p.plane = tile;
   p.i = tile_y * (t.threads_y - 2 * t.halo_y) - t.halo_y + y;
   p.j = (tile_x * (t.threads_x - 2 * t.halo_x) - t.halo_x + x) * V;
-  p.inside = y < t.threads_y && p.i >= 0 && p.i < h && p.j >= 0 && p.j < w;
+  p.inside = p.i >= 0 && p.i < h && p.j >= 0 && p.j < w;
   p.owns = p.inside && x >= t.halo_x && x < t.threads_x - t.halo_x && y >= t.halo_y && y < t.threads_y - t.halo_y;
   return p;
 }

@@ -93,7 +93,8 @@ __global__ void __launch_bounds__(kPlaneForwardThreads<T, V, K>, kPlaneForwardBl
     const Statistics<A> s = statistics_of(moments, p.h * p.w, correction, eps);
     if (threadIdx.x == 0) mean[plane] = s.mean, rstd[plane] = s.rstd;
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      const Place at = place<V>(tiling, plane * tiles + tile, (p.h + R - 1) / R, p.w, x, y);
+      Place at = place<V>(tiling, plane * tiles + tile, (p.h + R - 1) / R, p.w, x, y);
+      at.inside = at.inside && y < tiling.threads_y, at.owns = at.owns && at.inside;  // the last warp may not be full
       convolve_tile<T, V, K>(p, by, d, at, n, c, Plane<T>{start, p.input.row, s.mean, s.rstd}, t_own, t_row);
       A* const last = t_own;
       t_own = t_other, t_other = last;

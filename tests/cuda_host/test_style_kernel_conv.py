@@ -182,10 +182,8 @@ def test_groups(host, case):
         for h, w in ((1, 1), (1, 4), (2, 3))
         for padding in ("replicate", "zeros")
     ),
-    Case(h=2, w=2),
-    Case(h=3, w=3, kv=5, kh=5),
-    Case(h=3, w=4, kv=5, kh=5),
-    Case(h=2, w=2, composition="outer"),
+    *(Case(h=2, w=2, composition=composition) for composition in ("sequential", "outer")),
+    *(Case(h=3, w=w, kv=5, kh=5) for w in (3, 4)),
     Case(h=1, w=4, kv=1, kh=7),
 )
 def test_the_smallest_planes(host, case):
@@ -289,30 +287,20 @@ MANY = Case(c=128, g=128, h=7, normalize=True)  # planes enough for a block each
     ),
     *(replace(MANY, w=w, dtype=dtype) for w in (8, 9) for dtype in (torch.float64, torch.float16, torch.bfloat16)),
     replace(MANY, kv=5, kh=5, w=8, dtype=torch.bfloat16),
-    replace(MANY, h=37, w=132),  # several tiles, and too many values for five taps
-    replace(MANY, h=37, w=132, kv=5, kh=5),
-    replace(MANY, h=61, w=64, kv=5, kh=5),
-    replace(MANY, h=30, w=131),
+    # several tiles, for five taps of too many values and of nearly
+    *(replace(MANY, h=h, w=w, kv=k, kh=k) for h, w, k in ((37, 132, 3), (37, 132, 5), (61, 64, 5), (30, 131, 3))),
     replace(MANY, g=2, bias=2, packed=True, correction=1),
     replace(MANY, row_gap=1),
-    replace(MANY, h=1, w=4, padding="zeros"),
-    replace(MANY, h=1, w=1, padding="replicate"),
+    *(replace(MANY, h=1, w=w, padding="replicate") for w in (1, 4)),
+    *(replace(MANY, h=45, w=67, **planes) for planes in HARD_PLANES),
 )
 def test_a_block_for_each_of_many_planes(host, case):
     assert_matches_reference(host, case)
 
 
-@cases(*(replace(MANY, h=45, w=67, **planes) for planes in HARD_PLANES))
-def test_statistics_of_many_hard_planes(host, case):
-    assert_matches_reference(host, case)
-
-
 @pytest.mark.parametrize("needs", [(), *((name,) for name in GRADIENTS), GRADIENTS[:2], GRADIENTS[1:]], ids=str)
 @cases(
-    Case(normalize=True),
-    Case(kv=5),
-    Case(kv=5, kh=5, w=13),
-    Case(composition="outer"),
+    *(Case(normalize=True), Case(kv=5), Case(kv=5, kh=5, w=13), Case(composition="outer")),
     Case(dtype=torch.float16, normalize=True, w=16),
 )
 def test_each_gradient_alone_is_the_same_as_all_together(host, case, needs):
@@ -327,8 +315,7 @@ def test_each_gradient_alone_is_the_same_as_all_together(host, case, needs):
     Case(c=4, composition="outer", normalize=True),
     Case(c=4, dtype=torch.bfloat16, w=16, normalize=True),
     Case(c=4, h=20, w=65),
-    Case(c=4, g=4, h=20, w=65, kv=5, kh=5),
-    Case(c=4, g=4, h=20, w=64, kv=5, kh=5, dtype=torch.float64),
+    *(Case(c=4, g=4, h=20, w=w, kv=5, kh=5, dtype=torch.float64) for w in (64, 65)),
     replace(MANY, h=30, w=64),
 )
 def test_the_order_of_threads_does_not_change_a_bit(host, case):
