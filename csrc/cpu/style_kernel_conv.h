@@ -65,10 +65,11 @@ class InputTile {
   std::vector<const A*> rows_;
 };
 
-// Calls f(k) with k the taps both ways where those are three, so that loops over them are unrolled, else 0.
+// Calls f(k) with k the taps both ways where those are three or five, so that loops over them are unrolled, else 0.
 template <class F>
 STYLEKERN_INLINE void with_taps(const StyleKernelConv& p, F&& f) {
   if (p.kv == 3 && p.kh == 3) return f(std::integral_constant<int, 3>{});
+  if (p.kv == 5 && p.kh == 5) return f(std::integral_constant<int, 5>{});
   f(std::integral_constant<int, 0>{});
 }
 
@@ -107,7 +108,9 @@ class StyleKernelConvForward {
   // Rows [i0, i1) of t; t_row(i - i0) is the first value of such a row, which the border rule extends on both sides.
   STYLEKERN_NOINLINE void vertical_rows(const T* v, const InputTile<T>& x, int64_t i0, int64_t i1) {
     t_.resize(i1 - i0);
-    for (int64_t i = i0; i < i1; ++i) vertical_row(v + i * p_.vertical.row, x.row(i), t_row(i - i0));
+    with_taps(p_, [&](auto k) {
+      for (int64_t i = i0; i < i1; ++i) vertical_row<k>(v + i * p_.vertical.row, x.row(i), t_row(i - i0));
+    });
   }
   A* t_row(int64_t i) const { return t_.row(i); }
 
@@ -171,9 +174,11 @@ class StyleKernelConvForward {
         x_.fill(plane(nc), i0, i1, normalize ? args_.mean[nc] : A(0), normalize ? args_.rstd[nc] : A(1), normalize);
         if (p_.composition == Composition::kSequential) {
           vertical_rows(v, x_, i0, i1);
-          for (int64_t i = i0; i < i1; ++i)
-            horizontal_row(u + i * p_.horizontal.row, t_row(i - i0), bias ? bias + i * p_.bias.row : nullptr,
-                           y + i * p_.w);
+          with_taps(p_, [&](auto k) {
+            for (int64_t i = i0; i < i1; ++i)
+              horizontal_row<k>(u + i * p_.horizontal.row, t_row(i - i0), bias ? bias + i * p_.bias.row : nullptr,
+                                y + i * p_.w);
+          });
         } else {
           for (int64_t i = i0; i < i1; ++i)
             with_taps(p_, [&](auto k) {
@@ -192,23 +197,27 @@ class StyleKernelConvForward {
   }
 
   // t[j] = sum_a vertical[a,j] * x[a,j], then extended by the border rule
-  void vertical_row(const T* v, const A* const* x, A* t) {
-    fetch(v, p_.vertical.tap, p_.kv);
+  template <int K>
+  STYLEKERN_NOINLINE void vertical_row(const T* v, const A* const* x, A* t) {
+    const int kv = K ? K : p_.kv;
+    fetch(v, p_.vertical.tap, kv);
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       Vec<A> sum = load(v + j, count) * load(x[0] + j, count);
-      for (int a = 1; a < p_.kv; ++a) sum = fma(load(v + a * p_.vertical.tap + j, count), load(x[a] + j, count), sum);
+      for (int a = 1; a < kv; ++a) sum = fma(load(v + a * p_.vertical.tap + j, count), load(x[a] + j, count), sum);
       store(t + j, sum);
     });
     border_.extend(t);
   }
 
   // y[j] = sum_b horizontal[b,j] * t[j+b-rh] + bias[j]
+  template <int K>
   STYLEKERN_NOINLINE void horizontal_row(const T* u, const A* t, const T* bias, T* y) {
-    t -= p_.rh();
-    fetch(u, p_.horizontal.tap, p_.kh);
+    const int kh = K ? K : p_.kh;
+    t -= kh / 2;
+    fetch(u, p_.horizontal.tap, kh);
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
-      for (int b = 0; b < p_.kh; ++b) sum = fma(load(u + b * p_.horizontal.tap + j, count), load(t + j + b), sum);
+      for (int b = 0; b < kh; ++b) sum = fma(load(u + b * p_.horizontal.tap + j, count), load(t + j + b), sum);
       store(y + j, sum, count);
     });
   }
