@@ -24,26 +24,44 @@ BUDGET = 8 * 60
 LINES = {"info": 40, "benchmarks": 130}  # the ends of logs that are printed; of others three
 START = time.monotonic()
 
-# Every operator, forward and backward: rows of 16 bytes and of any length, kernels of known and of any size.
+# Every operator, forward and backward: rows of 16 bytes and of any length, kernels of known and of any size, many
+# planes and large ones.
 SANITIZED = """
 import torch
 from stylekern import ops
 
 device = "cuda"
-for dtype, n, c, h, w in ((torch.float32, 1, 2, 5, 7), (torch.float32, 2, 4, 16, 32), (torch.float16, 1, 4, 8, 32)):
-    def randn(*shape):
-        return torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+dtype = torch.float32
 
-    def check(operator, *inputs, **options):
-        outputs = operator(*inputs, **options)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        outputs = [y for y in outputs if y.requires_grad]
-        torch.autograd.grad(outputs, inputs, [torch.randn_like(y) for y in outputs])
 
+def randn(*shape):
+    return torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+
+
+def check(operator, *inputs, **options):
+    outputs = operator(*inputs, **options)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = [y for y in outputs if y.requires_grad]
+    torch.autograd.grad(outputs, inputs, [torch.randn_like(y) for y in outputs])
+
+
+for c, h, w in ((128, 20, 16), (128, 7, 13)):
+    for k in (3, 5):
+        filters = randn(2, c, k, h, w), randn(2, c, k, h, w)
+        check(ops.style_kernel_conv, randn(2, c, h, w), *filters, normalize=True)
+large = [randn(1, 2, 150, 140) for _ in range(3)]
+check(ops.adain, large[0], randn(1, 2, 9, 8))
+check(ops.factorized_instance_norm, large[0], randn(2), randn(2), *large[1:])
+for dtype, n, c, h, w in (
+    (torch.float32, 1, 2, 5, 7),
+    (torch.float32, 2, 4, 16, 32),
+    (torch.float16, 1, 4, 8, 32),
+    (torch.float64, 1, 2, 6, 8),
+):
     x = randn(n, c, h, w)
     for composition in ("sequential", "outer"):
-        for k in (3, 5):
-            filters, bias = (randn(n, c, k, h, w), randn(n, c, 3, h, w)), randn(n, c, h, w)
+        for kv, kh in ((3, 3), (5, 5), (5, 3)):
+            filters, bias = (randn(n, c, kv, h, w), randn(n, c, kh, h, w)), randn(n, c, h, w)
             check(ops.style_kernel_conv, x, *filters, bias, composition=composition, normalize=True)
     for k, padding in ((3, "reflect"), (2, "replicate")):
         for size in (1, 2):

@@ -32,7 +32,7 @@ template <class T, int V, int K>
 inline constexpr int kForwardBlocks = 65536 / ((kForwardRegisters<T, V, K> + kMoreRegisters<V>)*kForwardThreads<V>);
 
 // Of whole planes, beside whose statistics eight values and five taps need more registers: so many threads that a
-// multiprocessor has four blocks.
+// multiprocessor has four blocks, of sm_100 two or three.
 template <class T, int V, int K>
 inline constexpr int kPlaneForwardRegisters = kForwardRegisters<T, V, K> + (V > 4 && K > 3 ? 16 : 0);
 template <class T, int V, int K>

@@ -1,10 +1,14 @@
 // style_kernel_conv backward on CUDA. Every gradient is gathered by the thread that writes it, in a fixed order: there
 // are no atomics, and the same input gives the same bits.
 //
-// style_kernel_conv_bwd_kernel is the single pass: sequential, 1 or 3 taps each way. A block owns a tile of one sample
-// and filter group, a thread V columns of one row. For each channel of the group the threads put t, horizontal * grad
-// and vertical * grad_t into shared memory for their neighbours. The gradients of the taps stay in registers until the
-// last channel. Everything else goes through style_kernel_conv_backward_passes.cuh.
+// Sequential, with 3 or 5 taps each way and a filter for each channel: style_kernel_conv_backward_strips.cuh.
+//
+// style_kernel_conv_bwd_kernel is the single pass of filters that channels share: sequential, 1 or 3 taps each way. A
+// block owns a tile of one sample and filter group, a thread V columns of one row. For each channel of the group the
+// threads put t, horizontal * grad and vertical * grad_t into shared memory for their neighbours. The gradients of the
+// taps stay in registers until the last channel.
+//
+// Everything else goes through style_kernel_conv_backward_passes.cuh.
 //
 // Fewest bytes, values a value of x, at k = 3 and one filter a channel: x, grad, 6 taps, grad_x, 6 tap gradients: 15.
 // The single pass reads the first 8 again in the halo of its tiles, mostly from the second-level cache.

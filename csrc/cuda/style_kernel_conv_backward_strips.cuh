@@ -8,8 +8,9 @@
 
 namespace stylekern::cuda {
 
-// Whether K taps reach the next thread's V columns and no further. Then threads exchange by shuffles, and a warp has
-// whole strips; else through shared memory, and a block has whole strips of any length.
+// Whether K taps reach no further than the next thread's V columns, and those that reach over the border no further
+// than a thread's own. Then threads exchange by shuffles, and a warp has whole strips; else through shared memory, and
+// a block has whole strips of any length.
 template <int V, int K>
 inline constexpr bool kShuffle = V > K / 2;
 // 224 with the 72 registers that they need are four blocks of a multiprocessor; 256 would be three.
@@ -152,7 +153,7 @@ __global__ void __launch_bounds__(kStripThreads<V, K>, kStripBlocks<T, V, K>)
     style_kernel_conv_bwd_strip_kernel(StyleKernelConv p, Strips s, Channels by, Backward<T> d) {
   using A = Acc<T>;
   constexpr int r = K / 2;
-  STYLEKERN_SHARED(A, shared);  // two rows take turns
+  STYLEKERN_SHARED(A, shared);  // two sets of K rows, which take turns
   const int strips = int(blockDim.x) / s.threads, own_strip = int(threadIdx.x) / s.threads;
   const int lane = int(threadIdx.x) - own_strip * s.threads;
   // All threads go through the same steps, so that every shuffle and barrier meets all of them.
@@ -247,7 +248,7 @@ __global__ void __launch_bounds__(kStripThreads<V, K>, kStripBlocks<T, V, K>)
       for (int a = 0; a + 1 < K; ++a) grad_x[a] = grad_x[a + 1];
       grad_x[K - 1] = zeros<A, V>();
     }
-    if constexpr (!kShuffle<V, K>) __syncthreads();  // the next strips write to both rows
+    if constexpr (!kShuffle<V, K>) __syncthreads();  // the next strips write to both sets
   }
 }
 

@@ -74,8 +74,8 @@ FAST = {
 }
 # Of 16 bits these move 8 bytes: four values a thread, whose float32 fills the registers.
 FOUR_VALUES = r"style_kernel_conv_bwd_"
-# The most registers of a kernel, by the first pattern that fits its name. A multiprocessor has 65,536: with 256 threads
-# a block, of strips 128, these leave room for one block, one, two, three, three, three, four, and two.
+# The most registers of a kernel, by the first pattern that fits its name. A multiprocessor has 65,536, and so room for
+# 256 threads, 390, 682, 390, 819, 819, 1,024 and 512.
 REGISTERS = {
     r"style_kernel_conv_bwd_(kernel<(?!float, 4)|strip_kernel<double, \d, 5)|adaconv_bwd_taps_kernel<\w+, \d, 4": 255,
     r"(adain|factorized_instance_norm)_\w+_kernel<(double|__\w+, 1)": 168,

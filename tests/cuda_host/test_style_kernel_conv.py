@@ -390,6 +390,8 @@ SANITIZED = [
     Case(n=1, composition="outer", kv=1, kh=5, normalize=True),
     Case(n=1, dtype=torch.bfloat16, w=16, normalize=True),
     Case(n=1, c=1, g=1, h=2, w=260, kv=1, kh=51),
+    *(Case(n=1, c=1, g=1, h=9, w=w, kv=5, kh=5, dtype=d) for w, d in ((12, torch.float64), (131, torch.float32))),
+    replace(MANY, h=9, w=13),
 ]
 
 
