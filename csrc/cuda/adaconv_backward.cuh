@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kAdaConvThreads, OC > 2 ? 1 : 2)
       }
 #pragma unroll
       for (int o = 0; o < OC; ++o) {
-        const A sum = sum_warp<16>(sums[o], thread);
+        const A sum = sum_warp(sums[o], thread);
         if (thread % 2 == 0) shared[(thread / 32 * OC + o) * 16 + thread % 32 / 2] = sum;
       }
       __syncthreads();
