@@ -40,7 +40,7 @@ inline constexpr int kPlaneForwardThreads = 65536 / 4 / kPlaneForwardRegisters<T
 template <class T, int V, int K>
 inline constexpr int kPlaneForwardBlocks =
     65536 / ((kPlaneForwardRegisters<T, V, K> + kMoreRegisters<V>)*kPlaneForwardThreads<T, V, K>);
-// Values of a plane, at most: beyond, the second read of x costs what the first one's caches saved.
+// Values of a plane, at most: the largest that gained where it was measured.
 template <int K>
 inline constexpr int kPlaneForwardValues = K > 3 ? 64 * 64 : 128 * 128;
 
@@ -172,7 +172,7 @@ cudaError_t style_kernel_conv_forward(const StyleKernelConv& problem, const T* i
                     (!bias || wide_rows(bias, p.bias)) && wide_rows(output, {});
   return with_width<T>(wide, [&](auto width) {
     constexpr int V = decltype(width)::value;
-    const auto normalize = [&] {
+    const auto take_statistics = [&] {
       return mean ? instance_norm_stats<T>({p.n, p.c, p.h, p.w, p.input}, input, mean, rstd, eps, correction, stream)
                   : cudaSuccess;
     };
@@ -190,7 +190,7 @@ cudaError_t style_kernel_conv_forward(const StyleKernelConv& problem, const T* i
           return cudaGetLastError();
         }
       }
-      if (const cudaError_t error = normalize(); error != cudaSuccess) return error;
+      if (const cudaError_t error = take_statistics(); error != cudaSuccess) return error;
       const Tiling tiling = forward_tiling<V, K>(p, kForwardThreads<V>);
       const auto kernel = style_kernel_conv_fwd_kernel<T, V, K>;
       STYLEKERN_LAUNCH(kernel, tiling.blocks(), dim3(tiling.threads_x, tiling.threads_y), row * tiling.threads(),
@@ -199,7 +199,7 @@ cudaError_t style_kernel_conv_forward(const StyleKernelConv& problem, const T* i
     };
     const int taps = p.kv == p.kh ? p.kv : 0;
     if (p.composition == Composition::kOuter) {
-      if (const cudaError_t error = normalize(); error != cudaSuccess) return error;
+      if (const cudaError_t error = take_statistics(); error != cudaSuccess) return error;
       const Tiling tiling = make_tiling(p.n * p.c, p.h, p.w, V, 64, kOuterThreads, 0, 0);
       const auto kernel =
           taps == 3 ? style_kernel_conv_outer_fwd_kernel<T, V, 3> : style_kernel_conv_outer_fwd_kernel<T, V, 0>;

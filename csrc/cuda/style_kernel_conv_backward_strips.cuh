@@ -80,6 +80,7 @@ struct BesideColumns {
   // By shuffles: every lane of a warp comes here, and brings zeros where it has no row.
   STYLEKERN_DEVICE void shuffle(const StyleKernelConv& p, int64_t j, const Vec<T, V> (&h)[K], const Vec<A, V>& grad,
                                 const Vec<A, V>& t) {
+    static_assert(V > r);
     const bool leftmost = j == 0, rightmost = j + V == p.w;
     const bool reflect = p.padding == Padding::kReflect, replicate = p.padding == Padding::kReplicate;
     grad_t = zeros<A, V>();
@@ -90,10 +91,10 @@ struct BesideColumns {
       for (int e = 0; e < V; ++e) {
         const int from = e + r - b;
         if (from < 0) {
-          const A left = from_left(hg[(V + from) % V]);
+          const A left = from_left(hg[V + from]);
           grad_t[e] += leftmost ? A(0) : left;
         } else if (from >= V) {
-          const A right = from_right(hg[from % V]);
+          const A right = from_right(hg[from - V]);
           grad_t[e] += rightmost ? A(0) : right;
         } else {
           grad_t[e] += hg[from];
@@ -103,11 +104,11 @@ struct BesideColumns {
 #pragma unroll
       for (int q = 1; q <= r; ++q) {
         if (const int from = r - b - q; from >= 0) {
-          if (leftmost && reflect) grad_t[q % V] += hg[from];
+          if (leftmost && reflect) grad_t[q] += hg[from];
           if (leftmost && replicate) grad_t[0] += hg[from];
         }
         if (const int from = V - 1 + r - b + q; from < V) {
-          if (rightmost && reflect) grad_t[V - 1 - q % V] += hg[from];
+          if (rightmost && reflect) grad_t[V - 1 - q] += hg[from];
           if (rightmost && replicate) grad_t[V - 1] += hg[from];
         }
       }
@@ -116,9 +117,9 @@ struct BesideColumns {
     for (int e = 0; e < V; ++e) window[r + e] = t[e];
 #pragma unroll
     for (int q = 1; q <= r; ++q) {
-      const A left = from_left(t[V - q % V - (q % V == 0)]), right = from_right(t[q - 1]);
-      window[r - q] = !leftmost ? left : reflect ? t[q % V] : replicate ? t[0] : A(0);
-      window[r + V - 1 + q] = !rightmost ? right : reflect ? t[V - 1 - q % V] : replicate ? t[V - 1] : A(0);
+      const A left = from_left(t[V - q]), right = from_right(t[q - 1]);
+      window[r - q] = !leftmost ? left : reflect ? t[q] : replicate ? t[0] : A(0);
+      window[r + V - 1 + q] = !rightmost ? right : reflect ? t[V - 1 - q] : replicate ? t[V - 1] : A(0);
     }
   }
 
