@@ -17,15 +17,15 @@ GRAPHED = 8  # calls a CUDA graph
 
 
 def settle_heap() -> None:
-    """Fixes glibc's thresholds where a process that has run for a while has them, and keeps what is freed on the heap.
+    """Has glibc keep what is freed on its heap, for the next result of whoever comes next.
 
     Otherwise results of some megabytes are fresh pages in some runs, which the system has to zero first, and not in
-    others: it depends on what happens to lie on top of the heap, and costs as much as the kernels that are timed.
-    Results above 32 MiB always are fresh pages, here as there.
+    others: it depends on what happens to lie on top of the heap, and costs as much as the kernels that are timed, or,
+    from 32 MiB on, several times that. What it costs a program, and what a program can do, is in docs/cpu.md.
     """
     if sys.platform == "linux":
-        mallopt, m_trim_threshold, m_mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3
-        mallopt(m_mmap_threshold, 32 << 20)  # the largest that glibc itself arrives at
+        mallopt, m_trim_threshold, m_mmap_max = ctypes.CDLL(None).mallopt, -1, -4
+        mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, -1)
 
 

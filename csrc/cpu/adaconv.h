@@ -27,7 +27,7 @@ class InputPlanes {
     values_.resize(p_.group_in() * rows_);
     for (int64_t m = 0; m < p_.group_in(); ++m) {
       const int64_t c = g * p_.group_in() + m, nc = n * p_.c + c;
-      const T* const plane = input + n * p_.input.n + c * p_.input.p;
+      const T* const plane = input + p_.input.at(n, c);
       for (int64_t q = 0; q < rows_; ++q) {
         A* const row = values_.row(m * rows_ + q);
         const int64_t source = border_index(i0 - p_.top() + q, p_.h, p_.padding);
@@ -68,35 +68,40 @@ class AdaConvForward {
  public:
   using A = Acc<T>;
 
-  explicit AdaConvForward(const AdaConvArgs<T>& args) : args_(args), p_(args.problem), x_(p_), converted_(p_.w, 0) {}
+  explicit AdaConvForward(const AdaConvArgs<T>& args)
+      : args_(args),
+        p_(args.problem),
+        x_(p_),
+        converted_(p_.w, 0),
+        group_out_(p_.group_out()),
+        depthwise_(p_.depthwise_3x3()),
+        fetches_next_(waits_in_cache(p_.h * p_.w * int64_t(sizeof(T)))) {}
 
   // Means and deviations of the channels [first, last) of all.
   void statistics(int64_t first, int64_t last) const {
     instance_statistics<T>(
-        first, last, [&](int64_t nc) { return input_plane(nc); }, p_.h, p_.w, p_.input.row, args_.eps, args_.correction,
-        args_.mean, args_.rstd);
+        first, last, [&](int64_t nc) { return args_.input + p_.input.at_number(nc, p_.c); }, p_.h, p_.w, p_.input.row,
+        args_.eps, args_.correction, args_.mean, args_.rstd);
   }
 
   // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that this thread reads from memory next,
   // or -1.
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-    if (p_.depthwise_3x3()) return depthwise(n, g, row0, row1, next);
+    if (depthwise_) return depthwise(n, g, row0, row1, next);
     const int64_t tile = x_.tile();
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);
       x_.fill(args_.input, args_.mean, args_.rstd, n, g, i0, i1);
-      for_blocks(p_.group_out(), [&](int64_t first, auto size) { block<size>(n, g, first, i0, i1); });
+      for_blocks(group_out_, [&](int64_t first, auto size) { block<size>(n, g, first, i0, i1); });
     }
     if (args_.streamed) finish_streams();
   }
 
  private:
-  const T* input_plane(int64_t nc) const { return args_.input + nc / p_.c * p_.input.n + nc % p_.c * p_.input.p; }
-
   void depthwise(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
     const int64_t nc = n * p_.c + g;
-    const int64_t fetched = to_fetch<T>(p_, next);
-    DepthwisePlane<T> plane{.x = input_plane(nc),
+    const T* const x = args_.input + p_.input.at(n, g);
+    DepthwisePlane<T> plane{.x = x,
                             .h = p_.h,
                             .w = p_.w,
                             .row = p_.input.row,
@@ -104,8 +109,8 @@ class AdaConvForward {
                             .mean = args_.mean ? args_.mean[nc] : A(0),
                             .rstd = args_.mean ? args_.rstd[nc] : A(1),
                             .streamed = args_.streamed,
-                            .next = input_plane(fetched < 0 ? nc : fetched)};
-    for (int64_t o = g * p_.group_out(); o < (g + 1) * p_.group_out(); ++o) {
+                            .next = next >= 0 && fetches_next_ ? args_.input + p_.input.at_number(next, p_.c) : x};
+    for (int64_t o = g * group_out_; o < (g + 1) * group_out_; ++o) {
       const int64_t no = n * p_.out_c + o;
       plane.y = args_.output + no * p_.h * p_.w;
       plane.kernel = args_.kernel + no * 9;
@@ -119,7 +124,7 @@ class AdaConvForward {
   // B outputs of the group from `first` on.
   template <int B>
   void block(int64_t n, int64_t g, int64_t first, int64_t i0, int64_t i1) {
-    const int64_t no = n * p_.out_c + g * p_.group_out() + first;
+    const int64_t no = n * p_.out_c + g * group_out_ + first;
     const A* const weights = this->weights(no, B);
     const A* const bias = args_.bias ? args_.bias + no : nullptr;
     for_row_blocks<kBlockRows<B>>(i1 - i0, [&](int64_t i, auto rows) {
@@ -157,6 +162,8 @@ class AdaConvForward {
   InputPlanes<T> x_;
   BlockWeights<A> weights_;
   PaddedRows<A> converted_;  // rows of y before they are rounded to 16 bits
+  int64_t group_out_;
+  bool depthwise_, fetches_next_;
 };
 
 }  // namespace stylekern::STYLEKERN_TARGET

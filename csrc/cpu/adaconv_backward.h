@@ -41,8 +41,8 @@ class AdaConvBackwardInput {
     const int64_t nc = n * p_.c + c;
     T* const out = args_.grad_input + nc * p_.h * p_.w;
     if (args_.mean)
-      instance_norm_backward(grad_x, args_.input + n * p_.input.n + c * p_.input.p, p_.h, p_.w, p_.input.row,
-                             args_.mean[nc], args_.rstd[nc], args_.correction, out);
+      instance_norm_backward(grad_x, args_.input + p_.input.at(n, c), p_.h, p_.w, p_.input.row, args_.mean[nc],
+                             args_.rstd[nc], args_.correction, out);
     else if constexpr (!std::is_same_v<T, A>)
       for_vectors<A>(p_.h * p_.w, [&](int64_t j, auto count)
                                       STYLEKERN_ALWAYS_INLINE { store(out + j, load(grad_x + j, count), count); });
@@ -50,7 +50,7 @@ class AdaConvBackwardInput {
 
  private:
   int right() const { return p_.kw - 1 - p_.left(); }
-  const T* grad_plane(int64_t no) const { return args_.grad + no / p_.out_c * p_.grad.n + no % p_.out_c * p_.grad.p; }
+  const T* grad_plane(int64_t no) const { return args_.grad + p_.grad.at_number(no, p_.out_c); }
 
   void depthwise(int64_t nc, int64_t row0, int64_t row1, int64_t next, A* grad_x) {
     A turned[9];
@@ -217,9 +217,7 @@ class AdaConvBackwardKernel {
     int64_t rows, w;
   };
 
-  const T* grad(int64_t n, int64_t g, int64_t o) const {
-    return args_.grad + n * p_.grad.n + (g * p_.group_out() + o) * p_.grad.p;
-  }
+  const T* grad(int64_t n, int64_t g, int64_t o) const { return args_.grad + p_.grad.at(n, g * p_.group_out() + o); }
 
   // Two outputs share what is loaded of x, where the sums of two fit into the registers.
   template <class F>

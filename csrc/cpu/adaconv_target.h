@@ -1,6 +1,7 @@
 // adaconv: everything that one target compiles. Included by foreach_target.h.
 #include "lane_sum.h"
 #include "plane_pieces.h"
+#include "shift_at_end.h"
 // after what it uses
 #include "instance_norm.h"
 // after what it uses

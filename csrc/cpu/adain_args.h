@@ -14,15 +14,9 @@ struct AdainArgs {
   double eps = 0;
   bool streamed = false, style_streamed = false;  // output or grad_content, and grad_style, bypass the caches
 
-  const T* content_plane(int64_t i) const {
-    return content + i / problem.c * problem.content.n + i % problem.c * problem.content.p;
-  }
-  const T* style_plane(int64_t i) const {
-    return style + i / problem.c * problem.style.n + i % problem.c * problem.style.p;
-  }
-  const T* grad_plane(int64_t i) const {
-    return grad + i / problem.c * problem.grad.n + i % problem.c * problem.grad.p;
-  }
+  const T* content_plane(int64_t i) const { return content + problem.content.at_number(i, problem.c); }
+  const T* style_plane(int64_t i) const { return style + problem.style.at_number(i, problem.c); }
+  const T* grad_plane(int64_t i) const { return grad + problem.grad.at_number(i, problem.c); }
 };
 
 }  // namespace stylekern

@@ -14,9 +14,7 @@ struct FactorizedInstanceNormArgs {
   double eps = 0;
   bool streamed = false;  // the results bypass the caches
 
-  const T* plane(const T* x, const PlaneStrides& s, int64_t i) const {
-    return x + i / problem.c * s.n + i % problem.c * s.p;
-  }
+  const T* plane(const T* x, const PlaneStrides& s, int64_t i) const { return x + s.at_number(i, problem.c); }
 };
 
 }  // namespace stylekern

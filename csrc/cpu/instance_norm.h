@@ -40,6 +40,7 @@ class PlaneMoments {
     restart(lane_total<A>(sum) / A(first));
   }
 
+  int64_t room() const { return at.room(); }
   STYLEKERN_INLINE Piece begin_piece() const {
     return {plane_ + at.i * row_ + at.j, Centre(centre_), {sums_[0], sums_[1]}, {squares_[0], squares_[1]}};
   }
@@ -86,10 +87,10 @@ class PlaneMoments {
   }
   void finish() {
     at.owed = at.h * at.w;
-    pay();
+    if (!at.done()) pay();
     if (at.pending) collect();
   }
-  STYLEKERN_NOINLINE void collect() {
+  STYLEKERN_ALWAYS_INLINE void collect() {
     total_.add(sums_[0] + sums_[1]), total_squares_.add(squares_[0] + squares_[1]);
     clear();
   }
@@ -159,11 +160,15 @@ STYLEKERN_NOINLINE void small_statistics(const T* const (&planes)[P], int64_t va
     each([&](int p) STYLEKERN_ALWAYS_INLINE {
       add(p, 0, load(planes[p] + j) + minus[p]), add(p, 1, load(planes[p] + j + lanes) + minus[p]);
     });
-  for (int k = 0; k < 2 && j < values; ++k, j += lanes)
+  const auto rest = [&](int k) STYLEKERN_ALWAYS_INLINE {
+    const int64_t count = std::min(values - j, lanes);
     each([&](int p) STYLEKERN_ALWAYS_INLINE {
-      const int64_t count = std::min(values - j, lanes);
       add(p, k, first_lanes<A>(load_first(planes[p] + j, count) + minus[p], count));
     });
+  };
+  // Each with its number: by a variable one, sums would lie in memory.
+  if (j < values) rest(0), j += lanes;
+  if (j < values) rest(1);
   double total[P], total_squares[P];
   each([&](int p) STYLEKERN_ALWAYS_INLINE {
     LaneSum of_sums, of_squares;

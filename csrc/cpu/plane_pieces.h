@@ -22,10 +22,12 @@ struct PiecesOf {
 
   bool done() const { return i == h; }
   bool has_piece() const { return i < h && w - j >= kPiece && j % kPiece == 0; }
+  // How long a piece can be.
+  int64_t room() const { return done() ? 0 : std::min(w - j, kPending - j % kPending); }
   // What to take of what is owed, in whole units but for the end of a row; 0: nothing.
   int64_t next(int64_t unit) const {
     if (owed <= 0 || i >= h) return 0;
-    return std::min({w - j, kPending - j % kPending, (owed + unit - 1) / unit * unit});
+    return std::min(room(), (owed + unit - 1) / unit * unit);
   }
   // `length` values were taken. Whether sums are to join those in double.
   bool pass(int64_t length) {

@@ -139,7 +139,13 @@ STYLEKERN_INLINE Vec<float> load_window(const float* row, int64_t j, int64_t w) 
 // Elements `first` to `first + lanes - 1` of two vectors side by side.
 template <int first, class V, int... l>
 STYLEKERN_INLINE V window(V a, V b, std::integer_sequence<int, l...>) {
-#if defined(__clang__) || __GNUC__ >= 12
+#if STYLEKERN_VECTOR_BYTES == 64
+  // GCC takes a permutation, whose indices need a register, and which overwrites one of its operands.
+  if constexpr (sizeof(a[0]) == 4)
+    return (V)_mm512_alignr_epi32((__m512i)b, (__m512i)a, first);
+  else
+    return (V)_mm512_alignr_epi64((__m512i)b, (__m512i)a, first);
+#elif defined(__clang__) || __GNUC__ >= 12
   return __builtin_shufflevector(a, b, first + l...);
 #else
   return __builtin_shuffle(a, b, decltype(a < b){first + l...});
@@ -303,6 +309,17 @@ STYLEKERN_INLINE void fetch_rows_ahead(const T* row, int64_t w, int64_t tap, int
     for (int64_t j = 0; j < w; j += kLine) fetch_ahead<1, 1 << 10>(row + a * tap + j);
 }
 
+// A store past the caches of a whole aligned vector; of 16-bit values a usual one.
+template <class T>
+STYLEKERN_INLINE void stream_aligned(T* p, Vec<Acc<T>> v) {
+#if STYLEKERN_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) >= 4) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif STYLEKERN_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) >= 4) return _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#endif
+  store(p, v);
+}
+
 // A store past the caches, to where worth_streaming() said. Half a cache line waits beside the caches for the other
 // half, and there is room for a few at a time (see streams_whole_lines()). Quarters, what is left of a row, and vectors
 // that are not aligned, as where bands of odd rows begin, go the usual way.
@@ -310,13 +327,7 @@ template <class T, class N>
 STYLEKERN_INLINE void stream(T* p, Vec<Acc<T>> v, N count) {
 #if STYLEKERN_VECTOR_BYTES >= 32
   if constexpr (sizeof(T) >= 4 && !std::is_same_v<N, int64_t>) {
-    if (reinterpret_cast<uintptr_t>(p) % kBytes == 0) {
-#if STYLEKERN_VECTOR_BYTES == 64
-      return _mm512_stream_si512((__m512i*)p, (__m512i)v);
-#else
-      return _mm256_stream_si256((__m256i*)p, (__m256i)v);
-#endif
-    }
+    if (reinterpret_cast<uintptr_t>(p) % kBytes == 0) return stream_aligned(p, v);
   }
 #endif
   store(p, v, count);

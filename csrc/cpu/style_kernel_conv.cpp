@@ -37,13 +37,14 @@ void forward(const StyleKernelConvArgs<T>& args) {
                    [&](int64_t begin, int64_t end) { kernels.forward(args).statistics(begin, end); });
     // Groups are convolved right after their statistics, while they are in cache.
     for_bands(
-        p, bands, cost(p) / bands, [&] { return std::pair{kernels.forward(args), Batches()}; },
+        p, bands, cost(p) / bands, [&] { return std::tuple{kernels.forward(args), Batches(), false}; },
         [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, const Turn& turn) {
-          auto& conv = state.first;
-          if (args.mean && bands == 1)
-            state.second.before(n * p.groups + g, turn, together,
-                                [&](int64_t first, int64_t last) { conv.statistics(first * cpg, last * cpg); });
-          conv.run(n, g, row0, row1, turn.next);
+          auto& conv = std::get<0>(state);  // clang before 16 captures no structured binding
+          bool& known = std::get<2>(state);
+          if (args.mean && bands == 1 && !known)
+            std::get<1>(state).before(n * p.groups + g, turn, conv.sums_along() ? 1 : together,
+                                      [&](int64_t first, int64_t last) { conv.statistics(first * cpg, last * cpg); });
+          known = conv.run(n, g, row0, row1, turn.next);
         });
   });
 }
@@ -64,8 +65,8 @@ void backward(const StyleKernelConvBackwardArgs<T>& args, const Tensor& input) {
     const int64_t nc = n * p.c + c;
     T* const out = args.grad_input + nc * in_plane;
     if (args.mean)
-      kernels.normalize_backward(grad_x, args.input + n * p.input.n + c * p.input.p, p.h, p.w, p.input.row,
-                                 args.mean[nc], args.rstd[nc], args.correction, out, sums...);
+      kernels.normalize_backward(grad_x, args.input + p.input.at(n, c), p.h, p.w, p.input.row, args.mean[nc],
+                                 args.rstd[nc], args.correction, out, sums...);
     else if (!in_place)
       kernels.convert(grad_x, in_plane, out);
   };

@@ -85,18 +85,31 @@ class StyleKernelConvForward {
         border_(p_.w, p_.rh(), p_.padding),
         t_(p_.w, p_.rh()),
         zeros_(size_t(p_.w)),
+        cpg_(p_.channels_per_group()),
+        three_taps_(p_.kv == 3 && p_.kh == 3 && p_.composition == Composition::kSequential),
+        touching_(p_.input.row == p_.w && p_.vertical.row == p_.w && p_.horizontal.row == p_.w),
+        sums_along_(args.mean && cpg_ == 1 && three_taps_ && touching_ &&
+                    (STYLEKERN_VECTOR_BYTES == 64 || args.fetched) &&
+                    with_vectors<A>(p_.w, [](auto vectors) { return vectors > 0; })),
         fetched_3x3_(args.fetched && fetches_3x3<T>(p_)),
         fetches_input_(args.fetched && args.mean && waits_in_cache(p_.h * p_.w * int64_t(sizeof(T)))) {}
 
-  // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that is this thread's next, or -1.
-  void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-    if (p_.kv == 3 && p_.kh == 3 && p_.composition == Composition::kSequential) {
-      with_vectors<A>(p_.w, [&](auto vectors) { run_3x3<vectors>(n, g, row0, row1, next); });
-    } else {
+  // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that is this thread's next, or -1. Returns
+  // whether the statistics of that came along.
+  bool run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
+    bool along = false;
+    if (three_taps_)
+      along =
+          with_vectors<A>(touching_ ? p_.w : 0, [&](auto vectors) { return run_3x3<vectors>(n, g, row0, row1, next); });
+    else
       run_tiles(n, g, row0, row1, next);
-    }
     if (args_.streamed) finish_streams();
+    return along;
   }
+
+  // Whether run() takes the statistics of the next plane along. Without AVX-512's registers that pays only where those
+  // wait for memory.
+  bool sums_along() const { return sums_along_; }
 
   // Means and deviations of the channels [first, last) of all.
   void statistics(int64_t first, int64_t last) const {
@@ -115,26 +128,26 @@ class StyleKernelConvForward {
   A* t_row(int64_t i) const { return t_.row(i); }
 
  private:
-  const T* plane(int64_t nc) const { return args_.input + nc / p_.c * p_.input.n + nc % p_.c * p_.input.p; }
+  const T* plane(int64_t nc) const { return args_.input + p_.input.at_number(nc, p_.c); }
   const T* bias(int64_t n, int64_t g, int64_t c) const {
     if (!p_.bias_groups) return nullptr;
-    return args_.bias + n * p_.bias.n + (p_.bias_groups == p_.c ? c : g) * p_.bias.p;
+    return args_.bias + p_.bias.at(n, p_.bias_groups == p_.c ? c : g);
   }
 
   // The plane whose rows are fetched meanwhile, or null.
   const T* to_fetch(int64_t next) const { return next >= 0 && fetches_input_ ? plane(next) : nullptr; }
 
   template <int V>
-  void run_3x3(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-    const int64_t cpg = p_.channels_per_group();
+  bool run_3x3(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
     const T* const fetched = to_fetch(next);
+    const bool along = next >= 0 && sums_along_;
     const auto rows = [&](int64_t c, int64_t i0, int64_t i1) STYLEKERN_ALWAYS_INLINE {
       const int64_t nc = n * p_.c + c;
       const T* const bias = this->bias(n, g, c);
       const InputPlane<T> from(p_, plane(nc), args_.mean ? args_.mean + nc : nullptr,
                                args_.mean ? args_.rstd + nc : nullptr, zeros_.data(), fetched);
-      const OutputPlane<T> to{args_.vertical + n * p_.vertical.n + g * p_.vertical.p,
-                              args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p,
+      const OutputPlane<T> to{args_.vertical + p_.vertical.at(n, g),
+                              args_.horizontal + p_.horizontal.at(n, g),
                               bias ? bias : zeros_.data(),
                               args_.output + nc * p_.h * p_.w,
                               p_.w,
@@ -146,15 +159,22 @@ class StyleKernelConvForward {
                               p_.padding,
                               args_.streamed,
                               fetched_3x3_};
-      if constexpr (V > 0)
-        forward_short_rows_3x3<V>(to, from, i0, i1);
-      else
+      if constexpr (V == 0) {
         forward_long_rows_3x3(to, from, i0, i1);
+      } else if (along) {
+        PlaneMoments<T> moments(plane(next), p_.h, p_.w, p_.input.row);
+        forward_short_rows_3x3<V>(to, from, i0, i1, moments);
+        moments.result(args_.eps, args_.correction, args_.mean + next, args_.rstd + next);
+      } else {
+        NoMoments none;
+        forward_short_rows_3x3<V>(to, from, i0, i1, none);
+      }
     };
     // Filters that several channels share stay in the first-level cache from one to the next.
-    const int64_t tile = cpg == 1 ? row1 - row0 : std::max<int64_t>(kTileValues / p_.w, 1);
+    const int64_t tile = cpg_ == 1 ? row1 - row0 : std::max<int64_t>(kTileValues / p_.w, 1);
     for (int64_t i0 = row0; i0 < row1; i0 += tile)
-      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) rows(c, i0, std::min(i0 + tile, row1));
+      for (int64_t c = g * cpg_; c < (g + 1) * cpg_; ++c) rows(c, i0, std::min(i0 + tile, row1));
+    return along;
   }
 
   void run_tiles(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
@@ -168,8 +188,8 @@ class StyleKernelConvForward {
         const bool normalize = args_.mean != nullptr;
         const int64_t nc = n * p_.c + c;
         const T* bias = this->bias(n, g, c);
-        const T* v = args_.vertical + n * p_.vertical.n + g * p_.vertical.p;
-        const T* u = args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p;
+        const T* v = args_.vertical + p_.vertical.at(n, g);
+        const T* u = args_.horizontal + p_.horizontal.at(n, g);
         T* y = args_.output + nc * p_.h * p_.w;
         x_.fill(plane(nc), i0, i1, normalize ? args_.mean[nc] : A(0), normalize ? args_.rstd[nc] : A(1), normalize);
         if (p_.composition == Composition::kSequential) {
@@ -244,7 +264,8 @@ class StyleKernelConvForward {
   RowBorder border_;
   PaddedRows<A> t_;
   std::vector<T> zeros_;
-  bool fetched_3x3_, fetches_input_;
+  int64_t cpg_;
+  bool three_taps_, touching_, sums_along_, fetched_3x3_, fetches_input_;
 };
 
 }  // namespace stylekern::STYLEKERN_TARGET

@@ -70,6 +70,13 @@ struct InputRows {
   }
 };
 
+// (x - mean) * rstd, with both in registers.
+template <class A>
+struct Normalized {
+  Vec<A> minus_mean, rstd;
+  STYLEKERN_ALWAYS_INLINE Vec<A> operator()(Vec<A> x) const { return (x + minus_mean) * rstd; }
+};
+
 // A channel's plane of x; without normalisation, mean is null. `zeros` is a row of them. `next`: a plane of the same
 // strides to fetch meanwhile, or null.
 template <class T>
@@ -108,6 +115,10 @@ class InputPlane {
 #pragma GCC unroll 4
       for (int k = 0; k < V; ++k) to[k] = Vec<A>{};
   }
+
+  const T* row(int64_t i) const { return x_ + i * row_; }
+  int64_t h() const { return h_; }
+  Normalized<A> normalized() const { return {in_register(broadcast(minus_mean_)), in_register(broadcast(rstd_))}; }
 
   // Row i, of w values, of the next plane.
   STYLEKERN_ALWAYS_INLINE void fetch_next(int64_t i, int64_t w) const {

@@ -32,8 +32,8 @@ class StyleKernelConvBackward {
     n_ = n, g_ = g, row0_ = row0, row1_ = row1, grad_x_ = grad_x;
     own0_ = row0 == 0 ? -offset_ : row0;
     own1_ = row1 == p_.h ? p_.h + offset_ : row1;
-    v_ = args_.vertical + n * p_.vertical.n + g * p_.vertical.p;
-    u_ = args_.horizontal + n * p_.horizontal.n + g * p_.horizontal.p;
+    v_ = args_.vertical + p_.vertical.at(n, g);
+    u_ = args_.horizontal + p_.horizontal.at(n, g);
     const int halo = grad_x ? p_.rv() : 0;
     const int64_t first = std::max<int64_t>(row0 - halo, 0), last = std::min(row1 + halo, p_.h);
     const int64_t rows = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), std::max(1, 2 * p_.rv()));
@@ -81,9 +81,9 @@ class StyleKernelConvBackward {
       const int64_t c = g_ * cpg + k, nc = n_ * p_.c + c;
       const bool normalize = args_.mean != nullptr, first_channel = k == 0;
       if (need_v || need_u)
-        x_.fill(args_.input + n_ * p_.input.n + c * p_.input.p, i0, i1, normalize ? args_.mean[nc] : A(0),
+        x_.fill(args_.input + p_.input.at(n_, c), i0, i1, normalize ? args_.mean[nc] : A(0),
                 normalize ? args_.rstd[nc] : A(1), normalize);
-      const T* grad = args_.grad + n_ * p_.grad.n + c * p_.grad.p;
+      const T* grad = args_.grad + p_.grad.at(n_, c);
       A* const grad_x = grad_x_ ? grad_x_ + k * in_plane : nullptr;
       if (grad_x) {
         const int64_t fresh = first_tile ? own0_ : std::max(i0 + p_.rv(), own0_);
@@ -132,7 +132,7 @@ class StyleKernelConvBackward {
       const int64_t nc = n_ * p_.c + g_, filters = nc * p_.h * p_.w * 3;
       const GradientPlane<T> to{v_,
                                 u_,
-                                args_.grad + n_ * p_.grad.n + g_ * p_.grad.p,
+                                args_.grad + p_.grad.at(n_, g_),
                                 args_.grad_vertical ? args_.grad_vertical + filters : nullptr,
                                 args_.grad_horizontal ? args_.grad_horizontal + filters : nullptr,
                                 grad_x_,
@@ -160,7 +160,7 @@ class StyleKernelConvBackward {
 
   InputPlane<T> input_plane(int64_t c) const {
     const int64_t nc = n_ * p_.c + c;
-    return InputPlane<T>(p_, args_.input + n_ * p_.input.n + c * p_.input.p, args_.mean ? args_.mean + nc : nullptr,
+    return InputPlane<T>(p_, args_.input + p_.input.at(n_, c), args_.mean ? args_.mean + nc : nullptr,
                          args_.mean ? args_.rstd + nc : nullptr, zeros_.data());
   }
 
@@ -181,7 +181,7 @@ class StyleKernelConvBackward {
         // Row i's own tap is the first to reach row i where no row above was walked; else the lower tap of i - 1 was.
         to.fresh[a] = (a == 2 && i + 1 < p_.h) || (a == 1 && i == std::max<int64_t>(row0_ - 1, 0));
       }
-      const T* const grad = args_.grad + n_ * p_.grad.n + c * p_.grad.p + i * p_.grad.row;
+      const T* const grad = args_.grad + p_.grad.at(n_, c) + i * p_.grad.row;
       if (fetched_3x3_) {
         fetch_rows_ahead(v_row(i), p_.w, p_.vertical.tap, 3), fetch_rows_ahead(u_row(i), p_.w, p_.horizontal.tap, 3);
         fetch_rows_ahead(grad, p_.w, 0, 1);

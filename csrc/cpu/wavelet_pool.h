@@ -57,11 +57,6 @@ struct WaveletKernels {
     }
   }
 
-  // Where a plane begins. Looked up once a plane: two divisions cost as much as a short row.
-  static int64_t start(const WaveletPool& p, const PlaneStrides& of, int64_t plane) {
-    return plane / p.c * of.n + plane % p.c * of.p;
-  }
-
   static A value(const T* x) {
     if constexpr (std::is_same_v<A, T>) return *x;
     return load_first(x, 1)[0];
@@ -78,9 +73,9 @@ struct WaveletKernels {
                    int64_t last) {
     const std::vector<T> zeros(p.odd == OddRule::kZero && p.h % 2 ? size_t(p.w) : 0);
     int64_t plane = first / p.band_h, i = first % p.band_h;
-    const T* from = picture + start(p, p.picture, plane);
+    const T* from = picture + p.picture.at_number(plane, p.c);
     for (int64_t r = first; r < last; ++r, ++i) {
-      if (i == p.band_h) i = 0, from = picture + start(p, p.picture, ++plane);
+      if (i == p.band_h) i = 0, from = picture + p.picture.at_number(++plane, p.c);
       const T* const top = from + 2 * i * p.picture.row;
       const bool whole = 2 * i + 1 < p.h;
       const T* const bottom = whole ? top + p.picture.row : p.odd == OddRule::kRepeat ? top : zeros.data();
@@ -116,7 +111,7 @@ struct WaveletKernels {
     int64_t plane = first / block_rows, i = first % block_rows;
     const T* from[4];
     const auto begin_plane = [&] {
-      for (int k = 0; k < 4; ++k) from[k] = bands[k] + start(p, p.bands[k], plane);
+      for (int k = 0; k < 4; ++k) from[k] = bands[k] + p.bands[k].at_number(plane, p.c);
     };
     begin_plane();
     for (int64_t r = first; r < last; ++r, ++i) {
