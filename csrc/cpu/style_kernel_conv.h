@@ -139,7 +139,7 @@ class StyleKernelConvForward {
 
   template <int V>
   bool run_3x3(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-    const T* const fetched = to_fetch(next);
+    const T* const fetched = V > 0 ? nullptr : to_fetch(next);  // short rows fetch for themselves
     const bool along = next >= 0 && sums_along_;
     const auto rows = [&](int64_t c, int64_t i0, int64_t i1) STYLEKERN_ALWAYS_INLINE {
       const int64_t nc = n * p_.c + c;

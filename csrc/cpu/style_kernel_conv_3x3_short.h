@@ -26,6 +26,7 @@ struct NoMoments {
   struct Piece {
     void add_pair(int64_t) const {}
   };
+  void fetch(int64_t, int64_t) const {}
   int64_t room() const { return std::numeric_limits<int64_t>::max(); }
   Piece begin_piece() const { return {}; }
   void end_piece(Piece, int64_t) const {}
@@ -77,7 +78,7 @@ STYLEKERN_NOINLINE void forward_short_rows_3x3(const OutputPlane<T>& to, const I
     bias += bias_row;
   };
   const auto inner_row = [&](int64_t at) STYLEKERN_ALWAYS_INLINE {
-    if constexpr (sizeof(T) == 2 && V > 2) from.fetch_next(at / w, w), to.fetch_filters(v0 + at, u0 + at, bias, w);
+    if constexpr (sizeof(T) == 2 && V > 2) to.fetch_filters(v0 + at, u0 + at, bias, w), next.fetch(at + 8 * w, w);
     row(at, [&](int k) STYLEKERN_ALWAYS_INLINE { return normalized(load(below + at + k * lanes)); });
   };
   const int64_t end = std::min(i1, h - 1) * w;  // of the rows that have one below them
