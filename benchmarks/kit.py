@@ -17,7 +17,7 @@ GRAPHED = 8  # calls a CUDA graph
 
 
 def settle_heap() -> None:
-    """Has glibc keep what is freed on its heap, for the next result of whoever comes next.
+    """Has glibc keep what is freed on its heap, for later results.
 
     Otherwise results of some megabytes are fresh pages in some runs, which the system has to zero first, and not in
     others: it depends on what happens to lie on top of the heap, and costs as much as the kernels that are timed, or,

@@ -75,7 +75,7 @@ class AdaConvForward {
         converted_(p_.w, 0),
         group_out_(p_.group_out()),
         depthwise_(p_.depthwise_3x3()),
-        fetches_next_(waits_in_cache(p_.h * p_.w * int64_t(sizeof(T)))) {}
+        fetches_next_(fetches_next<T>(p_)) {}
 
   // Means and deviations of the channels [first, last) of all.
   void statistics(int64_t first, int64_t last) const {

@@ -5,10 +5,16 @@
 // Meanwhile the next plane is fetched: else its statistics, and then its first rows, wait for memory by themselves.
 namespace stylekern::STYLEKERN_TARGET {
 
-// Whose planes are fetched meanwhile: `next`, an n * groups + g, where they can wait in a cache; else -1.
+// Whether planes that are fetched meanwhile can wait in a cache.
+template <class T>
+bool fetches_next(const AdaConv& p) {
+  return waits_in_cache(p.group_in() * p.h * p.w * int64_t(sizeof(T)));
+}
+
+// Whose planes are fetched meanwhile: `next`, an n * groups + g, or -1.
 template <class T>
 int64_t to_fetch(const AdaConv& p, int64_t next) {
-  return waits_in_cache(p.group_in() * p.h * p.w * int64_t(sizeof(T))) ? next : -1;
+  return fetches_next<T>(p) ? next : -1;
 }
 
 // A channel's plane, and the output that is computed from it. (Backward: of g, and the gradient of x.)

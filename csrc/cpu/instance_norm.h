@@ -42,6 +42,7 @@ class PlaneMoments {
 
   // `count` of its values from `first` on, where its rows touch.
   STYLEKERN_ALWAYS_INLINE void fetch(int64_t first, int64_t count) const { fetch_row(plane_ + first, count); }
+  // How long the next piece can be.
   int64_t room() const { return at.room(); }
   STYLEKERN_INLINE Piece begin_piece() const {
     return {plane_ + at.i * row_ + at.j, Centre(centre_), {sums_[0], sums_[1]}, {squares_[0], squares_[1]}};

@@ -174,7 +174,6 @@ void for_steps(int64_t count, int64_t operations, const Make& make, const Work& 
 template <class P, class Make, class Work>
 void for_bands(const P& p, int64_t bands, int64_t operations, const Make& make, const Work& work) {
   for_steps(p.n * p.groups * bands, operations, make, [&](auto& state, int64_t step, const Turn& turn) {
-    // A division takes as long as some rows of a small plane.
     const auto call = [&](int64_t unit, int64_t row0, int64_t row1, const Turn& turn) {
       work(state, unit / p.groups, unit % p.groups, row0, row1, turn);
     };

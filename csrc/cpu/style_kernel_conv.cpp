@@ -35,7 +35,8 @@ void forward(const StyleKernelConvArgs<T>& args) {
     if (args.mean && bands > 1)
       parallel_for(p.n * p.c, p.h * p.w,
                    [&](int64_t begin, int64_t end) { kernels.forward(args).statistics(begin, end); });
-    // Groups are convolved right after their statistics, while they are in cache.
+    // Groups are convolved right after their statistics, while they are in cache; or a plane's came along with those
+    // before it.
     for_bands(
         p, bands, cost(p) / bands, [&] { return std::tuple{kernels.forward(args), Batches(), false}; },
         [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, const Turn& turn) {

@@ -89,7 +89,7 @@ class StyleKernelConvForward {
         three_taps_(p_.kv == 3 && p_.kh == 3 && p_.composition == Composition::kSequential),
         touching_(p_.input.row == p_.w && p_.vertical.row == p_.w && p_.horizontal.row == p_.w),
         sums_along_(args.mean && cpg_ == 1 && three_taps_ && touching_ &&
-                    (STYLEKERN_VECTOR_BYTES == 64 || args.fetched) &&
+                    (args.fetched || (STYLEKERN_VECTOR_BYTES == 64 && p_.h * p_.w > kSmallPlane / 4)) &&
                     with_vectors<A>(p_.w, [](auto vectors) { return vectors > 0; })),
         fetched_3x3_(args.fetched && fetches_3x3<T>(p_)),
         fetches_input_(args.fetched && args.mean && waits_in_cache(p_.h * p_.w * int64_t(sizeof(T)))) {}
@@ -107,8 +107,8 @@ class StyleKernelConvForward {
     return along;
   }
 
-  // Whether run() takes the statistics of the next plane along. Without AVX-512's registers that pays only where those
-  // wait for memory.
+  // Whether run() takes the statistics of the next plane along: where those wait for memory, or, with AVX-512's
+  // registers, where planes are not so small that several are better taken together.
   bool sums_along() const { return sums_along_; }
 
   // Means and deviations of the channels [first, last) of all.
@@ -139,7 +139,7 @@ class StyleKernelConvForward {
 
   template <int V>
   bool run_3x3(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-    const T* const fetched = V > 0 ? nullptr : to_fetch(next);  // short rows fetch for themselves
+    const T* const fetched = V > 0 ? nullptr : to_fetch(next);  // short rows: see inner_row() there
     const bool along = next >= 0 && sums_along_;
     const auto rows = [&](int64_t c, int64_t i0, int64_t i1) STYLEKERN_ALWAYS_INLINE {
       const int64_t nc = n * p_.c + c;
@@ -179,12 +179,12 @@ class StyleKernelConvForward {
 
   void run_tiles(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
     const T* const fetched = to_fetch(next);
-    const int64_t cpg = p_.channels_per_group(), tile = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), 1);
+    const int64_t tile = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), 1);
     const int64_t rows = std::max<int64_t>(tile, 2 * p_.rv());  // rows of x are read again above and below a tile
     for (int64_t i0 = row0; i0 < row1; i0 += rows) {
       const int64_t i1 = std::min(i0 + rows, row1);
       for (int64_t i = i0; fetched && i < i1; ++i) fetch_row(fetched + i * p_.input.row, p_.w);
-      for (int64_t c = g * cpg; c < (g + 1) * cpg; ++c) {
+      for (int64_t c = g * cpg_; c < (g + 1) * cpg_; ++c) {
         const bool normalize = args_.mean != nullptr;
         const int64_t nc = n * p_.c + c;
         const T* bias = this->bias(n, g, c);

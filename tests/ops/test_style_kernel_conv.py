@@ -206,6 +206,28 @@ class TestStyleKernelConv(NormalizingSuite, OperatorSuite):
         x[:, 1, 40:] -= 1e4
         self.check(Case({**case.tensors, "input": x.double()}, case.options), "cpu", torch.float32)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("values", [768, 25600], ids=["in-cache", "from-memory"])
+    @pytest.mark.parametrize("w", [8, 16, 32, 64])
+    def test_a_plane_among_others_has_the_bits_that_it_has_alone(self, w: int, values: int, dtype: torch.dtype) -> None:
+        """Its statistics may have come along with the plane before, whatever that has."""
+        c, h = 48, values // w
+        x, packed = torch.randn(1, c, h, w), torch.randn(1, c, 7, h, w).to(dtype)
+        x[0, 1, h // 4 :] += 1e4  # far from its first values
+        x[0, 3] *= 1e20
+        x[0, 5, 1, 1] = torch.nan
+        x[0, 7] = 3.0
+        x = x.to(dtype)
+
+        def of(first: int, last: int) -> Tensor:
+            v, u, bias = packed[:, first:last].split((3, 3, 1), dim=2)
+            return style_kernel_conv(x[:, first:last], v, u, bias[:, :, 0], normalize=True)
+
+        together = of(0, c)
+        assert together[0, 5].isnan().all() and not together[0, 6:].isnan().any()
+        for k in range(c):
+            torch.testing.assert_close(together[:, k : k + 1], of(k, k + 1), rtol=0, atol=0, equal_nan=True)
+
     @pytest.mark.parametrize("scale", [1e-18, 3e18, 1e20])
     def test_values_whose_squares_leave_the_range_of_a_float(self, scale: float) -> None:
         case = make(n=1, c=2, g=2, h=37, w=53, normalize=True, eps=0.0)
