@@ -26,7 +26,7 @@ template <class T>
 void forward(const AdaConvArgs<T>& args) {
   const AdaConv& p = args.problem;
   const int64_t bands = band_count(p.n * p.groups, p.h, p.kh), group = p.group_in();
-  const int64_t together = groups_together(group, p.h * p.w);
+  const int64_t together = std::max<int64_t>(planes_together(p.h * p.w) / std::max<int64_t>(group, 1), 1);
   with_kernels<T>([&](const auto& kernels) {
     if (args.mean && bands > 1)
       parallel_for(p.n * p.c, p.h * p.w,

@@ -3,6 +3,8 @@
 #include "plane_pieces.h"
 #include "shift_at_end.h"
 // after what it uses
+#include "instance_statistics.h"
+// after what it uses
 #include "instance_norm.h"
 // after what it uses
 #include "adaconv_rows.h"

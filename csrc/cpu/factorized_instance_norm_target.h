@@ -2,6 +2,8 @@
 #include "lane_sum.h"
 #include "plane_pieces.h"
 // after what it uses
+#include "instance_statistics.h"
+// after what it uses
 #include "instance_norm.h"
 // after what it uses
 #include "factorized_instance_norm.h"

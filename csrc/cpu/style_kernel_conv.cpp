@@ -30,22 +30,22 @@ template <class T>
 void forward(const StyleKernelConvArgs<T>& args) {
   const StyleKernelConv& p = args.problem;
   const int64_t bands = band_count(p.n * p.groups, p.h, p.kv), cpg = p.channels_per_group();
-  const int64_t together = groups_together(cpg, p.h * p.w);
+  // Of seven planes that cross the cache with each of x.
+  const int64_t together =
+      std::max<int64_t>(planes_together(p.h * p.w, 2 * kSmallPlane) / std::max<int64_t>(cpg, 1), 1);
   with_kernels<T>([&](const auto& kernels) {
     if (args.mean && bands > 1)
       parallel_for(p.n * p.c, p.h * p.w,
                    [&](int64_t begin, int64_t end) { kernels.forward(args).statistics(begin, end); });
-    // Groups are convolved right after their statistics, while they are in cache; or a plane's came along with those
-    // before it.
+    // Groups are convolved right after their statistics, while they are in cache.
     for_bands(
-        p, bands, cost(p) / bands, [&] { return std::tuple{kernels.forward(args), Batches(), false}; },
+        p, bands, cost(p) / bands, [&] { return std::pair{kernels.forward(args), Batches()}; },
         [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, const Turn& turn) {
-          auto& conv = std::get<0>(state);  // clang before 16 captures no structured binding
-          bool& known = std::get<2>(state);
-          if (args.mean && bands == 1 && !known)
-            std::get<1>(state).before(n * p.groups + g, turn, conv.sums_along() ? 1 : together,
-                                      [&](int64_t first, int64_t last) { conv.statistics(first * cpg, last * cpg); });
-          known = conv.run(n, g, row0, row1, turn.next);
+          auto& conv = state.first;  // clang before 16 captures no structured binding
+          if (args.mean && bands == 1)
+            state.second.before(n * p.groups + g, turn, together,
+                                [&](int64_t first, int64_t last) { conv.statistics(first * cpg, last * cpg); });
+          conv.run(n, g, row0, row1, turn.next);
         });
   });
 }

@@ -88,28 +88,17 @@ class StyleKernelConvForward {
         cpg_(p_.channels_per_group()),
         three_taps_(p_.kv == 3 && p_.kh == 3 && p_.composition == Composition::kSequential),
         touching_(p_.input.row == p_.w && p_.vertical.row == p_.w && p_.horizontal.row == p_.w),
-        sums_along_(args.mean && cpg_ == 1 && three_taps_ && touching_ &&
-                    (args.fetched || (STYLEKERN_VECTOR_BYTES == 64 && p_.h * p_.w > kSmallPlane / 4)) &&
-                    with_vectors<A>(p_.w, [](auto vectors) { return vectors > 0; })),
         fetched_3x3_(args.fetched && fetches_3x3<T>(p_)),
         fetches_input_(args.fetched && args.mean && waits_in_cache(p_.h * p_.w * int64_t(sizeof(T)))) {}
 
-  // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that is this thread's next, or -1. Returns
-  // whether the statistics of that came along.
-  bool run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-    bool along = false;
+  // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that is this thread's next, or -1.
+  void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
     if (three_taps_)
-      along =
-          with_vectors<A>(touching_ ? p_.w : 0, [&](auto vectors) { return run_3x3<vectors>(n, g, row0, row1, next); });
+      with_vectors<A, kVectors>(touching_ ? p_.w : 0, [&](auto v) { run_3x3<v>(n, g, row0, row1, next); });
     else
       run_tiles(n, g, row0, row1, next);
     if (args_.streamed) finish_streams();
-    return along;
   }
-
-  // Whether run() takes the statistics of the next plane along: where those wait for memory, or, with AVX-512's
-  // registers, where planes are not so small that several are better taken together.
-  bool sums_along() const { return sums_along_; }
 
   // Means and deviations of the channels [first, last) of all.
   void statistics(int64_t first, int64_t last) const {
@@ -128,6 +117,10 @@ class StyleKernelConvForward {
   A* t_row(int64_t i) const { return t_.row(i); }
 
  private:
+  // Rows of eight vectors are loaded once a tap, as longer ones are: 16-bit values are then converted thrice, and
+  // without AVX2 there is little in the shorter loop that the longer does not have.
+  static constexpr int kVectors = sizeof(T) >= 4 && STYLEKERN_VECTOR_BYTES >= 32 ? 8 : 4;
+
   const T* plane(int64_t nc) const { return args_.input + p_.input.at_number(nc, p_.c); }
   const T* bias(int64_t n, int64_t g, int64_t c) const {
     if (!p_.bias_groups) return nullptr;
@@ -138,9 +131,8 @@ class StyleKernelConvForward {
   const T* to_fetch(int64_t next) const { return next >= 0 && fetches_input_ ? plane(next) : nullptr; }
 
   template <int V>
-  bool run_3x3(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-    const T* const fetched = V > 0 ? nullptr : to_fetch(next);  // short rows: see inner_row() there
-    const bool along = next >= 0 && sums_along_;
+  void run_3x3(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
+    const T* const fetched = to_fetch(next);
     const auto rows = [&](int64_t c, int64_t i0, int64_t i1) STYLEKERN_ALWAYS_INLINE {
       const int64_t nc = n * p_.c + c;
       const T* const bias = this->bias(n, g, c);
@@ -159,22 +151,15 @@ class StyleKernelConvForward {
                               p_.padding,
                               args_.streamed,
                               fetched_3x3_};
-      if constexpr (V == 0) {
+      if constexpr (V == 0)
         forward_long_rows_3x3(to, from, i0, i1);
-      } else if (along) {
-        PlaneMoments<T> moments(plane(next), p_.h, p_.w, p_.input.row);
-        forward_short_rows_3x3<V>(to, from, i0, i1, moments);
-        moments.result(args_.eps, args_.correction, args_.mean + next, args_.rstd + next);
-      } else {
-        NoMoments none;
-        forward_short_rows_3x3<V>(to, from, i0, i1, none);
-      }
+      else
+        forward_short_rows_3x3<V>(to, from, i0, i1);
     };
     // Filters that several channels share stay in the first-level cache from one to the next.
     const int64_t tile = cpg_ == 1 ? row1 - row0 : std::max<int64_t>(kTileValues / p_.w, 1);
     for (int64_t i0 = row0; i0 < row1; i0 += tile)
       for (int64_t c = g * cpg_; c < (g + 1) * cpg_; ++c) rows(c, i0, std::min(i0 + tile, row1));
-    return along;
   }
 
   void run_tiles(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
@@ -265,7 +250,7 @@ class StyleKernelConvForward {
   PaddedRows<A> t_;
   std::vector<T> zeros_;
   int64_t cpg_;
-  bool three_taps_, touching_, sums_along_, fetched_3x3_, fetches_input_;
+  bool three_taps_, touching_, fetched_3x3_, fetches_input_;
 };
 
 }  // namespace stylekern::STYLEKERN_TARGET

@@ -6,11 +6,14 @@
 // need would cost half as much again.
 namespace stylekern::STYLEKERN_TARGET {
 
-// Calls f(v) with v the whole vectors a row of w values has, where that is a number that rows are unrolled for, else 0.
-template <class A, class F>
+// Calls f(v) with v the whole vectors a row of w values has, where that is a number up to `most` that rows are unrolled
+// for, else 0.
+template <class A, int most, class F>
 STYLEKERN_INLINE auto with_vectors(int64_t w, F&& f) {
   if (w == 2 * kLanes<A>) return f(std::integral_constant<int, 2>{});
   if (w == 4 * kLanes<A>) return f(std::integral_constant<int, 4>{});
+  if constexpr (most >= 8)
+    if (w == 8 * kLanes<A>) return f(std::integral_constant<int, 8>{});
   return f(std::integral_constant<int, 0>{});
 }
 
@@ -117,6 +120,7 @@ class InputPlane {
   }
 
   const T* row(int64_t i) const { return x_ + i * row_; }
+  const T* next() const { return next_ ? next_ : x_; }  // of x itself, fetching does nothing
   int64_t h() const { return h_; }
   Normalized<A> normalized() const { return {in_register(broadcast(minus_mean_)), in_register(broadcast(rstd_))}; }
 

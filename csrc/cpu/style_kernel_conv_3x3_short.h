@@ -2,63 +2,52 @@
 // foreach_target.h.
 //
 // Such rows fit into registers: those of x, and of its gradient, stay there on their way down the plane, so that each
-// is loaded and stored once. And a row's results are stored after its loads of this plane: where planes are a page
-// long, all streams meet in the same few lines of the first-level cache, and a load waits for an earlier store to an
-// address that ends alike.
+// is loaded and stored once; of eight vectors, only what is summed fits. And a row's results are stored after its loads
+// of this plane: where planes are a page long, all streams meet in the same few lines of the first-level cache, and a
+// load waits for an earlier store to an address that ends alike.
 namespace stylekern::STYLEKERN_TARGET {
 
-// t[j] = sum_a vertical[a,j] * x[a,j], a row of it
-template <int V, class T>
-STYLEKERN_INLINE void vertical_short_3x3(const T* v0, const T* v1, const T* v2, const Vec<Acc<T>> (&above)[V],
-                                         const Vec<Acc<T>> (&here)[V], const Vec<Acc<T>> (&below)[V],
-                                         Vec<Acc<T>> (&t)[V]) {
-#pragma GCC unroll 4
+// t[j] = sum_a vertical[a,j] * x[a,j], a row of it; x(a, k): vector k of the row that tap a reads
+template <int V, class T, class X>
+STYLEKERN_INLINE void vertical_short_3x3(const T* v0, const T* v1, const T* v2, X&& x, Vec<Acc<T>> (&t)[V]) {
+#pragma GCC unroll 8
   for (int k = 0; k < V; ++k) {
     const int64_t j = k * kLanes<Acc<T>>;
-    t[k] = load(v0 + j) * above[k];
-    t[k] = fma(load(v1 + j), here[k], t[k]);
-    t[k] = fma(load(v2 + j), below[k], t[k]);
+    t[k] = load(v0 + j) * x(0, k);
+    t[k] = fma(load(v1 + j), x(1, k), t[k]);
+    t[k] = fma(load(v2 + j), x(2, k), t[k]);
   }
 }
 
-// Of no plane: see PlaneMoments.
-struct NoMoments {
-  struct Piece {
-    void add_pair(int64_t) const {}
-  };
-  void fetch(int64_t, int64_t) const {}
-  int64_t room() const { return std::numeric_limits<int64_t>::max(); }
-  Piece begin_piece() const { return {}; }
-  void end_piece(Piece, int64_t) const {}
-};
-
 // y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j], rows [i0, i1). Rows of all tensors but the bias are w values
-// apart. The sums of `next` come along: of the plane of x that is next, where the rows are all of this one, or of none.
+// apart.
 //
 // A processor begins later rows' loads while it waits for this one's, as far as it sees: some hundred instructions. So
-// in the loop over rows that have one below them there is no test, nor anything that is the same for all of them; and
-// it ends only where sums join those in double. Written plainly, it took up to 1.2 times as long.
-template <int V, bool streamed, class T, class Moments>
+// in the loop over rows that have others beside them there is no test, nor anything that is the same for all of them.
+// Written plainly, it took up to 1.2 times as long.
+template <int V, bool streamed, class T>
 STYLEKERN_NOINLINE void forward_short_rows_3x3(const OutputPlane<T>& to, const InputPlane<T>& from, int64_t i0,
-                                               int64_t i1, Moments& next) {
+                                               int64_t i1) {
   using A = Acc<T>;
   constexpr int lanes = kLanes<A>;
   constexpr int64_t w = V * lanes;
+  constexpr std::integral_constant<int, lanes> whole;
   const ShiftAtEnd<A> shift_first(to.padding, -1), shift_last(to.padding, 1);
   const int64_t bias_row = to.bias_row, h = from.h();
   const T *const v0 = to.v, *const v1 = v0 + to.v_tap, *const v2 = v1 + to.v_tap;
   const T *const u0 = to.u, *const u1 = u0 + to.u_tap, *const u2 = u1 + to.u_tap;
-  const T *bias = to.bias + i0 * bias_row, *const below = from.row(1);
+  const T *bias = to.bias + i0 * bias_row, *const x = from.row(0), *const next = from.next();
   T* const y = to.y;
   const auto normalized = from.normalized();
-  Vec<A> above[V], here[V];
-  from.load_row(i0 - 1, above), from.load_row(i0, here);
-  const auto row = [&](int64_t at, auto&& load_below) STYLEKERN_ALWAYS_INLINE {
-    Vec<A> last[V], t[V], sum[V];
-#pragma GCC unroll 4
-    for (int k = 0; k < V; ++k) last[k] = load_below(k);
-    vertical_short_3x3(v0 + at, v1 + at, v2 + at, above, here, last, t);
-#pragma GCC unroll 4
+  const auto row = [&](int64_t at, auto&& of_x) STYLEKERN_ALWAYS_INLINE {
+    if constexpr (streamed) {
+      fetch_row(next + at, w);
+    } else if constexpr (sizeof(T) == 2 && V > 2) {  // whose conversions leave less room to look ahead
+      if (to.fetched) to.fetch_filters(v0 + at, u0 + at, bias, w), fetch_row(next + at, w);
+    }
+    Vec<A> t[V], sum[V];
+    vertical_short_3x3(v0 + at, v1 + at, v2 + at, of_x, t);
+#pragma GCC unroll 8
     for (int k = 0; k < V; ++k) {
       const int64_t j = at + k * lanes;
       const Vec<A> left = k > 0 ? shift_up(t[k - 1], t[k]) : shift_first(t[0]);
@@ -67,48 +56,50 @@ STYLEKERN_NOINLINE void forward_short_rows_3x3(const OutputPlane<T>& to, const I
       sum[k] = fma(load(u1 + j), t[k], sum[k]);
       sum[k] = fma(load(u2 + j), right, sum[k]);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int k = 0; k < V; ++k) {
       if constexpr (streamed)
         stream_aligned(y + at + k * lanes, sum[k]);
       else
         store(y + at + k * lanes, sum[k]);
-      above[k] = here[k], here[k] = last[k];
     }
     bias += bias_row;
   };
-  const auto inner_row = [&](int64_t at) STYLEKERN_ALWAYS_INLINE {
-    if constexpr (sizeof(T) == 2 && V > 2)  // whose conversions leave less room to look ahead
-      if (to.fetched) to.fetch_filters(v0 + at, u0 + at, bias, w), next.fetch(at + 8 * w, w);
-    row(at, [&](int k) STYLEKERN_ALWAYS_INLINE { return normalized(load(below + at + k * lanes)); });
-  };
   const int64_t end = std::min(i1, h - 1) * w;  // of the rows that have one below them
-  const int64_t stop = i1 * w;
-  for (int64_t at = i0 * w; at < stop;) {
-    const int64_t first = at, piece_end = at + std::min(next.room(), stop - at);
-    auto piece = next.begin_piece();
-    const auto add_row = [&]() STYLEKERN_ALWAYS_INLINE {
-#pragma GCC unroll 2
-      for (int k = 0; k < V; k += 2) piece.add_pair(at - first + k * lanes);
+  int64_t at = i0 * w;
+  if constexpr (V <= 4) {
+    Vec<A> above[V], here[V], below[V];
+    from.load_row(i0 - 1, above), from.load_row(i0, here);
+    const auto kept = [&](int a, int k) STYLEKERN_ALWAYS_INLINE {
+      return a == 0 ? above[k] : a == 1 ? here[k] : below[k];
     };
-    for (; at < std::min(piece_end, end); at += w) inner_row(at), add_row();
-    if (at < piece_end) {
-      Vec<A> beyond[V];
-      from.load_row(h, beyond);
-      row(at, [&](int k) STYLEKERN_ALWAYS_INLINE { return beyond[k]; });
-      add_row();
-      at += w;
+    for (; at < end; at += w) {
+#pragma GCC unroll 4
+      for (int k = 0; k < V; ++k) below[k] = normalized(load(x + at + w + k * lanes));
+      row(at, kept);
+#pragma GCC unroll 4
+      for (int k = 0; k < V; ++k) above[k] = here[k], here[k] = below[k];
     }
-    next.end_piece(piece, piece_end - first);
+    if (at < i1 * w) from.load_row(h, below), row(at, kept);
+  } else {
+    const auto inside = [&](int a, int k)
+                            STYLEKERN_ALWAYS_INLINE { return normalized(load(x + at + (a - 1) * w + k * lanes)); };
+    const auto at_border = [&]() STYLEKERN_ALWAYS_INLINE {
+      const InputRows<T> rows = from.rows(at / w);
+      row(at, [&](int a, int k) STYLEKERN_ALWAYS_INLINE { return rows.get(a, k * lanes, whole); });
+      at += w;
+    };
+    if (i0 == 0) at_border();
+    for (; at < end; at += w) row(at, inside);
+    if (at < i1 * w) at_border();
   }
 }
 
-template <int V, class T, class Moments>
-void forward_short_rows_3x3(const OutputPlane<T>& to, const InputPlane<T>& from, int64_t i0, int64_t i1,
-                            Moments& next) {
+template <int V, class T>
+void forward_short_rows_3x3(const OutputPlane<T>& to, const InputPlane<T>& from, int64_t i0, int64_t i1) {
   if constexpr (sizeof(T) >= 4 && STYLEKERN_VECTOR_BYTES >= 32)  // see stream_aligned()
-    if (to.streamed) return forward_short_rows_3x3<V, true>(to, from, i0, i1, next);
-  forward_short_rows_3x3<V, false>(to, from, i0, i1, next);
+    if (to.streamed) return forward_short_rows_3x3<V, true>(to, from, i0, i1);
+  forward_short_rows_3x3<V, false>(to, from, i0, i1);
 }
 
 // A channel's plane of filters, gradients of the output, and where the others go.
@@ -156,7 +147,10 @@ STYLEKERN_INLINE void backward_short_rows_3x3(const GradientPlane<T>& to, const 
     for (int k = 0; k < V; ++k) g[k] = load(to.g + i * to.g_row + k * lanes);
     if (to.grad_u && own) {
       Vec<A> t[V];
-      vertical_short_3x3(v, v + to.v_tap, v + 2 * to.v_tap, above, here, below, t);
+      const auto x = [&](int a, int k) STYLEKERN_ALWAYS_INLINE {
+        return a == 0 ? above[k] : a == 1 ? here[k] : below[k];
+      };
+      vertical_short_3x3(v, v + to.v_tap, v + 2 * to.v_tap, x, t);
       T* const grad_u = to.grad_u + i * to.w;
 #pragma GCC unroll 4
       for (int k = 0; k < V; ++k) {

@@ -39,7 +39,7 @@ class StyleKernelConvBackward {
     const int64_t rows = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), std::max(1, 2 * p_.rv()));
     sums_ = {};
     if (three_taps() && p_.groups == p_.c)
-      if (with_vectors<A>(p_.w, [&](auto vectors) { return short_rows_3x3<vectors>(); })) return;
+      if (with_vectors<A, 4>(p_.w, [&](auto vectors) { return short_rows_3x3<vectors>(); })) return;
     const bool sums = !std::is_same_v<T, A> && p_.channels_per_group() > 1;
     if (sums) filter_sums_.resize(size_t((p_.kv + p_.kh) * rows * p_.w));
     for (int64_t i0 = first; i0 < last; i0 += rows) {
