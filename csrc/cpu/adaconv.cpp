@@ -133,8 +133,9 @@ std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::opt
     args.eps = eps, args.correction = correction;
     // Blocks of outputs and rows are eight places in turn; a depthwise row is stored two vectors at a time. Between
     // small planes, statistics are read, and so reads and writes of memory alternate too often.
-    args.streamed = (streams_whole_lines() || p.depthwise_3x3()) && p.h * p.w * int64_t(sizeof(T)) >= (1 << 14) &&
-                    worth_streaming(args.output, output.numel() * int64_t(sizeof(T)), p.w * int64_t(sizeof(T)));
+    args.streamed =
+        (streams_whole_lines() || p.depthwise_3x3()) && p.h * p.w * int64_t(sizeof(T)) >= (1 << 14) &&
+        worth_streaming(args.output, (input.numel() + output.numel()) * int64_t(sizeof(T)), p.w * int64_t(sizeof(T)));
     forward(args);
   });
   return {output, mean, rstd};

@@ -24,10 +24,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adain(Tensor content, Tensor 
     args.output = mutable_data<T>(output), args.eps = eps;
     args.content_mean = mutable_data<A>(content_mean), args.content_rstd = mutable_data<A>(content_rstd);
     args.style_mean = mutable_data<A>(style_mean), args.style_rstd = mutable_data<A>(style_rstd);
-    args.streamed = worth_streaming(args.output, output.numel() * int64_t(sizeof(T)),
-                                    stream_row_bytes(p.h, p.w, p.content.row, sizeof(T)));
-    const int64_t together = planes_together_in_cache(std::max(p.h * p.w, p.style_h * p.style_w),
-                                                      (2 * output.numel() + style.numel()) * int64_t(sizeof(T)));
+    const int64_t bytes = (2 * output.numel() + style.numel()) * int64_t(sizeof(T));
+    args.streamed = worth_streaming(args.output, bytes, stream_row_bytes(p.h, p.w, p.content.row, sizeof(T)));
+    const int64_t together = planes_together_in_cache(std::max(p.h * p.w, p.style_h * p.style_w), bytes);
 #define STYLEKERN_CALL(target)                                                                      \
   for_planes(                                                                                       \
       p.planes(), p.h, 4 * p.w, together,                                                           \
@@ -66,11 +65,12 @@ std::tuple<Tensor, Tensor> adain_backward(Tensor grad, Tensor content, Tensor st
     args.content_mean = const_cast<A*>(data<A>(content_mean)),
     args.content_rstd = const_cast<A*>(data<A>(content_rstd));
     args.style_mean = const_cast<A*>(data<A>(style_mean)), args.style_rstd = const_cast<A*>(data<A>(style_rstd));
-    args.streamed =
-        worth_streaming(args.grad_content, grad_content.numel() * int64_t(sizeof(T)),
-                        stream_row_bytes(p.h, p.w, p.content.row == p.grad.row ? p.grad.row : 0, sizeof(T)));
-    args.style_streamed = worth_streaming(args.grad_style, grad_style.numel() * int64_t(sizeof(T)),
-                                          stream_row_bytes(p.style_h, p.style_w, p.style.row, sizeof(T)));
+    const int64_t bytes =
+        (grad.numel() + content.numel() + grad_content.numel() + 2 * grad_style.numel()) * int64_t(sizeof(T));
+    args.streamed = worth_streaming(
+        args.grad_content, bytes, stream_row_bytes(p.h, p.w, p.content.row == p.grad.row ? p.grad.row : 0, sizeof(T)));
+    args.style_streamed =
+        worth_streaming(args.grad_style, bytes, stream_row_bytes(p.style_h, p.style_w, p.style.row, sizeof(T)));
 #define STYLEKERN_CALL(target)                                                                                   \
   for_steps(                                                                                                     \
       p.planes(), 4 * (p.h * p.w + p.style_h * p.style_w), [] { return std::optional<target::GradientSums>(); }, \

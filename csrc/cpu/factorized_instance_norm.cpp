@@ -31,9 +31,9 @@ std::tuple<Tensor, Tensor, Tensor> factorized_instance_norm(Tensor content, Tens
     args.output = mutable_data<T>(output), args.eps = eps;
     args.mean = mutable_data<A>(mean), args.rstd = mutable_data<A>(rstd);
     const bool flat = p.content.row == p.w && p.gamma_style.row == p.w && p.beta_style.row == p.w;
-    args.streamed = worth_streaming(args.output, output.numel() * int64_t(sizeof(T)),
-                                    stream_row_bytes(p.h, p.w, flat ? p.w : 0, sizeof(T)));
-    const int64_t together = planes_together_in_cache(p.h * p.w, 4 * output.numel() * int64_t(sizeof(T)));
+    const int64_t bytes = 4 * output.numel() * int64_t(sizeof(T));
+    args.streamed = worth_streaming(args.output, bytes, stream_row_bytes(p.h, p.w, flat ? p.w : 0, sizeof(T)));
+    const int64_t together = planes_together_in_cache(p.h * p.w, bytes);
 #define STYLEKERN_CALL(target)                                                                                       \
   for_planes(                                                                                                        \
       p.planes(), p.h, 4 * p.w, together,                                                                            \
@@ -80,7 +80,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> factorized_instance_norm_backward(Ten
     args.mean = const_cast<A*>(data<A>(mean)), args.rstd = const_cast<A*>(data<A>(rstd));
     args.sum_gx = mutable_data<A>(sum_gx), args.sum_g = mutable_data<A>(sum_g);
     const bool flat = p.content.row == p.w && p.gamma_style.row == p.w && p.grad.row == p.w;
-    const int64_t bytes = (grad_content.numel() + grad_gamma_style.numel()) * int64_t(sizeof(T));
+    const int64_t values = 3 * content.numel() + grad_content.numel() + grad_gamma_style.numel();
+    const int64_t bytes = values * int64_t(sizeof(T));
     const int64_t row_bytes = stream_row_bytes(p.h, p.w, flat ? p.w : 0, sizeof(T));
     args.streamed = streams_whole_lines() && worth_streaming(args.grad_content, bytes, row_bytes) &&
                     worth_streaming(args.grad_gamma_style, bytes, row_bytes);

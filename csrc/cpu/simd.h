@@ -92,9 +92,8 @@ inline Half to_half(float x) {
   return {uint16_t(sign | ((magnitude + 0xfff + ((magnitude >> 13) & 1) - 0x38000000) >> 13))};
 }
 
-// What is no more in the caches from call to call: bytes of the results, or half of all that is read and written where
-// that is more.
-inline bool is_large(int64_t bytes) { return bytes >= int64_t{16} << 20; }
+// Whether caches no longer have it at the next call: of the bytes that a call reads and writes together.
+inline bool is_large(int64_t bytes) { return bytes > int64_t{32} << 20; }
 
 // Whether a plane that is fetched before its turn still is in a second-level cache then.
 inline bool waits_in_cache(int64_t bytes) { return bytes <= int64_t{1} << 17; }
@@ -107,14 +106,15 @@ inline int64_t planes_together(int64_t values, int64_t room = 4 * kSmallPlane) {
   return planes < 2 ? 1 : planes < 4 ? 2 : planes / 4 * 4;
 }
 // The same where the next plane's sums can come along while results are written, which is better when those sums wait
-// for memory. `bytes`: of all that is read and written. Measured: 0.75 to 0.95 of the time where this says so, else
+// for memory, as some do from half of what is_large() on. Measured: 0.75 to 0.95 of the time where this says so, else
 // 0.95 to 1.8 (AVX-512, Zen 5).
 inline int64_t planes_together_in_cache(int64_t values, int64_t bytes) {
-  return values <= kSmallPlane / 4 && !is_large(bytes) ? planes_together(values) : 1;
+  return values <= kSmallPlane / 4 && !is_large(2 * bytes) ? planes_together(values) : 1;
 }
 
-// Whether results should bypass the caches, which saves reading each line before it is overwritten. Measured on two
-// cores, all operators: where they are large that gains up to a third, below it loses as much.
+// Whether results should bypass the caches, which saves reading each line before it is overwritten. `bytes`: of all
+// that the call reads and writes. Measured on two cores, all operators: where that is large it gains up to a third,
+// else it loses as much.
 inline bool worth_streaming(const void* results, int64_t bytes, int64_t row_bytes) {
   constexpr int64_t kLine = 64;
   return is_large(bytes) && row_bytes % kLine == 0 && reinterpret_cast<uintptr_t>(results) % kLine == 0;

@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertic
     args.rstd = normalize ? mutable_data<Acc<T>>(rstd) : nullptr;
     args.eps = eps, args.correction = correction;
     const int64_t values = input.numel() + vertical.numel() + horizontal.numel() + output.numel();
-    const int64_t bytes = values / 2 * int64_t(sizeof(T));
+    const int64_t bytes = values * int64_t(sizeof(T));
     args.streamed = worth_streaming(args.output, bytes, p.w * int64_t(sizeof(T)));
     args.fetched = is_large(bytes) && p.groups == p.c;
     forward(args);
@@ -158,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv_backward(Tensor grad, Tenso
     args.correction = correction;
     // The forward came before: what it reads is read again by the next, and gradients would drive it out of the caches.
     const int64_t both_passes = 3 * (input.numel() + vertical.numel() + horizontal.numel()) + 2 * grad.numel();
-    const int64_t bytes = both_passes / 2 * int64_t(sizeof(T)), row_bytes = p.w * int64_t(sizeof(T));
+    const int64_t bytes = both_passes * int64_t(sizeof(T)), row_bytes = p.w * int64_t(sizeof(T));
     args.streamed = streams_whole_lines() && worth_streaming(args.grad_vertical, bytes, row_bytes) &&
                     worth_streaming(args.grad_horizontal, bytes, row_bytes);
     args.fetched = is_large(bytes) && p.groups == p.c;

@@ -18,7 +18,7 @@ Bands wavelet_pool_cpu(const Tensor& given, OddRule odd) {
     const T* const from = data<T>(picture);
     T* to[4];
     for (int k = 0; k < 4; ++k) to[k] = mutable_data<T>(result[size_t(k)]);
-    const int64_t bytes = picture.numel() * int64_t(sizeof(T));
+    const int64_t bytes = 2 * picture.numel() * int64_t(sizeof(T));
     bool streamed = streams_whole_lines();  // to four bands in turn
     for (const T* band : to) streamed &= worth_streaming(band, bytes, p.band_w * int64_t(sizeof(T)));
 #define STYLEKERN_CALL(target)                                                    \
@@ -41,7 +41,7 @@ Tensor wavelet_unpool_cpu(const Bands& given, int64_t height, int64_t width, Odd
     const T* from[4];
     for (int k = 0; k < 4; ++k) from[k] = data<T>(bands[size_t(k)]);
     T* const to = mutable_data<T>(result);
-    const int64_t bytes = result.numel() * int64_t(sizeof(T));
+    const int64_t bytes = 2 * result.numel() * int64_t(sizeof(T));
     const bool streamed = worth_streaming(to, bytes, p.w * int64_t(sizeof(T)));
 #define STYLEKERN_CALL(target)                                                           \
   parallel_for(p.planes() * ((p.h + 1) / 2), 2 * p.w, [&](int64_t first, int64_t last) { \
