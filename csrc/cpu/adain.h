@@ -37,7 +37,7 @@ struct AdainKernels {
           const Vec<A> centred = centre(load(from + j, count));
           store_or_stream(to + j, fma(centred, broadcast(scale), broadcast(style_mean)), count, streamed);
         };
-        map_vectors_beside(to, w, one, beside...);
+        for_vectors_beside(to, w, one, beside...);
       }
     };
     if (next < 0) {
@@ -87,7 +87,7 @@ struct AdainKernels {
           const Vec<A> xj = backward.normalized(load(from + j, count));
           store_or_stream(to + j, backward(load(g + j, count), xj), count, streamed);
         };
-        map_vectors_beside(to, w, one, ahead);
+        for_vectors_beside(to, w, one, ahead);
       }
     }
     if (args.grad_style) {
@@ -103,7 +103,7 @@ struct AdainKernels {
           const Vec<A> centred = centre(load(from + j, count));
           store_or_stream(to + j, fma(centred, broadcast(slope), broadcast(first)), count, style_streamed);
         };
-        map_vectors_beside(to, w, one, ahead);
+        for_vectors_beside(to, w, one, ahead);
       }
     }
     if (streamed || style_streamed) finish_streams();

@@ -43,7 +43,7 @@ struct FactorizedInstanceNormKernels {
           const Vec<A> inner = fma(x, broadcast(gamma), broadcast(beta));
           store_or_stream(to + j, fma(load(scale + j, count), inner, load(shift + j, count)), count, streamed);
         };
-        map_vectors_beside(to, w, one, beside...);
+        for_vectors_beside(to, w, one, beside...);
       }
     };
     if (next < 0) {
@@ -98,7 +98,7 @@ struct FactorizedInstanceNormKernels {
         // grad_gamma_style = g * (gamma_ind * x + beta_ind)
         if (to_gamma) store_or_stream(to_gamma + j, g * fma(x, broadcast(gamma), broadcast(beta)), count, streamed);
       };
-      map_vectors_beside(to_content ? to_content : to_gamma, w, one, ahead);
+      for_vectors_beside(to_content ? to_content : to_gamma, w, one, ahead);
     }
     if (streamed) finish_streams();
     if (next < 0) return {};

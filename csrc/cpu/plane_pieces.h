@@ -37,10 +37,11 @@ struct PiecesOf {
   }
 };
 
-// map_vectors() of f over a row of results, with sums of other planes beside it, as far as these go: each has a
-// PiecesOf `at`, pieces that it begins and ends, and advance() for a plane that is not in step.
+// for_vectors() of f over a row of results, whose whole vectors begin aligned: an odd plane's would else lie across
+// cache lines, as would those of what is read with it. Beside it go sums of other planes, as far as these do: each has
+// a PiecesOf `at`, pieces that it begins and ends, and advance() for a plane that is not in step.
 template <class T, class F, class... Sums>
-STYLEKERN_INLINE void map_vectors_beside(const T* row, int64_t w, F&& f, Sums&... sums) {
+STYLEKERN_INLINE void for_vectors_beside(const T* row, int64_t w, F&& f, Sums&... sums) {
   using A = Acc<T>;
   constexpr int64_t piece = PiecesOf::kPiece, lanes = kLanes<A>;
   constexpr std::integral_constant<int, int(lanes)> whole;
@@ -57,7 +58,7 @@ STYLEKERN_INLINE void map_vectors_beside(const T* row, int64_t w, F&& f, Sums&..
       }(sums.begin_piece()...);
     } else {
       (sums.advance(length), ...);
-      map_vectors<A>(row + j, length, [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE { f(j + k, count); });
+      for_vectors<A>(length, [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE { f(j + k, count); });
     }
   }
 }

@@ -121,9 +121,11 @@ inline bool worth_streaming(const void* results, int64_t bytes, int64_t row_byte
 }
 
 // What worth_streaming() wants to know of results of h rows of w values of `size` bytes, where rows of `row` values are
-// read: kernels walk rows that touch as one.
+// read: kernels walk rows that touch as one, in vectors that begin aligned. Of a long one, only the ends are parts of
+// lines.
 inline int64_t stream_row_bytes(int64_t h, int64_t w, int64_t row, size_t size) {
-  return (row == w ? h * w : w) * int64_t(size);
+  const int64_t bytes = (row == w ? h * w : w) * int64_t(size);
+  return bytes < 1 << 12 ? bytes : bytes / 64 * 64;
 }
 
 enum class Target { kBaseline, kAvx2, kAvx512 };
