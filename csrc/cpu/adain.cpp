@@ -26,7 +26,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> adain(Tensor content, Tensor 
     args.style_mean = mutable_data<A>(style_mean), args.style_rstd = mutable_data<A>(style_rstd);
     const int64_t bytes = (2 * output.numel() + style.numel()) * int64_t(sizeof(T));
     args.streamed = worth_streaming(args.output, bytes, stream_row_bytes(p.h, p.w, p.content.row, sizeof(T)));
-    const int64_t together = planes_together_in_cache(std::max(p.h * p.w, p.style_h * p.style_w), bytes);
+    const int64_t values = p.h * p.w, style_values = p.style_h * p.style_w;
+    const int64_t together =
+        planes_together_or_along(std::max(values, style_values), (values + style_values) * int64_t(sizeof(T)));
+    args.along = together == 0, args.fetched = is_large(bytes);
 #define STYLEKERN_CALL(target)                                                                      \
   for_planes(                                                                                       \
       p.planes(), p.h, 4 * p.w, together,                                                           \

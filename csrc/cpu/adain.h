@@ -17,8 +17,8 @@ struct AdainKernels {
         p.correction, args.content_mean, args.content_rstd);
   }
 
-  // y = (content - content_mean) * (content_rstd / style_rstd) + style_mean, rows [row0, row1). The statistics of plane
-  // `next`, unless that is -1, come along.
+  // y = (content - content_mean) * (content_rstd / style_rstd) + style_mean, rows [row0, row1). Plane `next`,
+  // unless that is -1, is fetched meanwhile, or its statistics come along.
   static void apply(const AdainArgs<T>& args, int64_t plane, int64_t row0, int64_t row1, int64_t next) {
     const Adain& p = args.problem;
     const Centre<A> centre(args.content_mean[plane]);
@@ -40,14 +40,18 @@ struct AdainKernels {
         for_vectors_beside(to, w, one, beside...);
       }
     };
-    if (next < 0) {
-      rows();
-    } else {
+    if (next >= 0 && args.along) {
       PlaneMoments<T> content(args.content_plane(next), p.h, p.w, p.content.row);
       PlaneMoments<T> style(args.style_plane(next), p.style_h, p.style_w, p.style.row);
       rows(content, style);
       content.result(args.eps, p.correction, args.content_mean + next, args.content_rstd + next);
       style.result(args.eps, p.correction, args.style_mean + next, args.style_rstd + next);
+    } else if (next >= 0 && args.fetched) {
+      PlaneFetch<T> content(args.content_plane(next), p.h, p.w, p.content.row);
+      PlaneFetch<T> style(args.style_plane(next), p.style_h, p.style_w, p.style.row);
+      rows(content, style);
+    } else {
+      rows();
     }
     if (streamed) finish_streams();
   }

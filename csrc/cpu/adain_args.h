@@ -13,6 +13,7 @@ struct AdainArgs {
   Acc<T>*content_mean = nullptr, *content_rstd = nullptr, *style_mean = nullptr, *style_rstd = nullptr;  // [N * C]
   double eps = 0;
   bool streamed = false, style_streamed = false;  // output or grad_content, and grad_style, bypass the caches
+  bool along = false, fetched = false;            // while a plane is written, the next one's statistics, or it itself
 
   const T* content_plane(int64_t i) const { return content + problem.content.at_number(i, problem.c); }
   const T* style_plane(int64_t i) const { return style + problem.style.at_number(i, problem.c); }

@@ -33,7 +33,8 @@ std::tuple<Tensor, Tensor, Tensor> factorized_instance_norm(Tensor content, Tens
     const bool flat = p.content.row == p.w && p.gamma_style.row == p.w && p.beta_style.row == p.w;
     const int64_t bytes = 4 * output.numel() * int64_t(sizeof(T));
     args.streamed = worth_streaming(args.output, bytes, stream_row_bytes(p.h, p.w, flat ? p.w : 0, sizeof(T)));
-    const int64_t together = planes_together_in_cache(p.h * p.w, bytes);
+    const int64_t together = planes_together_or_along(p.h * p.w, p.h * p.w * int64_t(sizeof(T)));
+    args.along = together == 0, args.fetched = is_large(bytes);
 #define STYLEKERN_CALL(target)                                                                                       \
   for_planes(                                                                                                        \
       p.planes(), p.h, 4 * p.w, together,                                                                            \

@@ -19,8 +19,8 @@ struct FactorizedInstanceNormKernels {
         args.eps, p.correction, args.mean, args.rstd);
   }
 
-  // y = gamma_style * (gamma_ind * x + beta_ind) + beta_style, rows [row0, row1). The statistics of plane `next`,
-  // unless that is -1, come along.
+  // y = gamma_style * (gamma_ind * x + beta_ind) + beta_style, rows [row0, row1). Plane `next`, unless that is -1,
+  // is fetched meanwhile, or its statistics come along.
   static void apply(const Args& args, int64_t plane, int64_t row0, int64_t row1, int64_t next) {
     const FactorizedInstanceNorm& p = args.problem;
     const Centre<A> centre(args.mean[plane]);
@@ -46,12 +46,15 @@ struct FactorizedInstanceNormKernels {
         for_vectors_beside(to, w, one, beside...);
       }
     };
-    if (next < 0) {
-      rows();
-    } else {
+    if (next >= 0 && args.along) {
       PlaneMoments<T> ahead(args.plane(args.content, p.content, next), p.h, p.w, p.content.row);
       rows(ahead);
       ahead.result(args.eps, p.correction, args.mean + next, args.rstd + next);
+    } else if (next >= 0 && args.fetched) {
+      PlaneFetch<T> ahead(args.plane(args.content, p.content, next), p.h, p.w, p.content.row);
+      rows(ahead);
+    } else {
+      rows();
     }
     if (streamed) finish_streams();
   }

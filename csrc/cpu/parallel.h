@@ -185,9 +185,10 @@ void for_bands(const P& p, int64_t bands, int64_t operations, const Make& make, 
 
 // Calls first(plane, last) for planes up to `last`, and then(plane, row0, row1, next) for all rows of each after that,
 // on torch's threads. `operations` is about what a row costs. Either one right after the other, while planes are in
-// cache: first() for `together` of them, or, where that is one, for the first alone: `next` is the plane that this
-// thread does after that, for which then() does what first() would have. Or, where there are too few planes for the
-// threads, the second in bands of rows. Else `next` is -1.
+// cache: first() for `together` of them, and `next` is the plane that this thread reads from memory next; or, where
+// that is 0, for the first alone: `next` is the plane that this thread does after that, for which then() does what
+// first() would have. Or, where there are too few planes for the threads, the second in bands of rows. Where there is
+// no next, it is -1.
 STYLEKERN_NOINLINE inline void for_planes(int64_t planes, int64_t h, int64_t operations, int64_t together,
                                           Call<int64_t, int64_t> first, Call<int64_t, int64_t, int64_t, int64_t> then) {
   const int64_t wanted = 4 * int64_t(torch::stable::get_num_threads());
@@ -196,11 +197,12 @@ STYLEKERN_NOINLINE inline void for_planes(int64_t planes, int64_t h, int64_t ope
     return for_steps(
         planes, h * operations, [] { return std::pair{false, Batches()}; },
         [&](auto& state, int64_t plane, const Turn& turn) {
-          if (together > 1)
+          const int64_t later = plane + std::max<int64_t>(together, 1);
+          if (together)
             state.second.before(plane, turn, together, first);
           else if (!std::exchange(state.first, true))
             first(plane, plane + 1);
-          then(plane, 0, h, together > 1 ? -1 : turn.next);
+          then(plane, 0, h, later < turn.end ? later : turn.next);
         });
   parallel_for(planes, h * operations, first);
   parallel_for(planes * bands, h * operations / bands, [&](int64_t begin, int64_t end) {

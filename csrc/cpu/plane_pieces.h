@@ -1,8 +1,9 @@
-// Planes that are summed in pieces, beside other work. Included by foreach_target.h.
+// Planes that are summed or fetched in pieces, beside other work. Included by foreach_target.h.
 //
-// A plane is summed before results are written, from cache. Done one after the other, reading waits for memory, or
-// additions for each other, and then writing does. So the sums of the plane that is next are taken along, a pair of
-// vectors at a time, while this one's results are written. The order of additions is that of the plane alone.
+// A plane is summed before results are written, from cache. Done one after the other, reading waits for memory, and
+// then writing does. So while results are written, the plane that is next is fetched; or, where caches would not have
+// it any more at its turn, its sums are taken along, a pair of vectors at a time. The order of additions is that of the
+// plane alone.
 namespace stylekern::STYLEKERN_TARGET {
 
 // A plane whose rows touch, in every tensor that has it, is one long row.
@@ -35,6 +36,31 @@ struct PiecesOf {
     if ((j += length) == w) j = 0, ++i;
     return j % kPending == 0 && pending >= kPending;
   }
+};
+
+// A plane that is fetched in pieces instead, so that its sums do not wait when their turn comes; one whose rows touch.
+template <class T>
+struct PlaneFetch {
+  struct Piece {
+    const T* x;
+    STYLEKERN_INLINE void add_pair(int64_t j) const { fetch_ahead<2 * kLanes<Acc<T>>, 0>(x + j); }
+  };
+
+  PlaneFetch(const T* plane, int64_t h, int64_t w, int64_t row) : at{plane, row == w ? h * w : 0} {}
+
+  STYLEKERN_INLINE Piece begin_piece() const { return {at.x}; }
+  STYLEKERN_INLINE void end_piece(const Piece&, int64_t length) { at.x += length, at.left -= length; }
+  STYLEKERN_INLINE void advance(int64_t values) {
+    const int64_t length = std::min(values, at.left);
+    fetch_row(at.x, length);
+    at.x += length, at.left -= length;
+  }
+
+  struct {
+    const T* x;
+    int64_t left;
+    bool has_piece() const { return left >= PiecesOf::kPiece; }
+  } at;
 };
 
 // for_vectors() of f over a row of results, whose whole vectors begin aligned: an odd plane's would else lie across
