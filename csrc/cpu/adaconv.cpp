@@ -26,7 +26,7 @@ template <class T>
 void forward(const AdaConvArgs<T>& args) {
   const AdaConv& p = args.problem;
   const int64_t bands = band_count(p.n * p.groups, p.h, p.kh), group = p.group_in();
-  const int64_t together = std::max<int64_t>(planes_together(p.h * p.w) / std::max<int64_t>(group, 1), 1);
+  const int64_t together = groups_together(group, p.h * p.w);
   with_kernels<T>([&](const auto& kernels) {
     if (args.mean && bands > 1)
       parallel_for(p.n * p.c, p.h * p.w,
@@ -36,11 +36,11 @@ void forward(const AdaConvArgs<T>& args) {
         p, bands, cost(p) / bands, [&] { return std::pair{kernels.forward(args), Batches()}; },
         [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, const Turn& turn) {
           auto& conv = state.first;
-          const int64_t unit = n * p.groups + g, later = unit + (args.mean ? together : 1);
+          const int64_t unit = n * p.groups + g;
           if (args.mean && bands == 1)
             state.second.before(unit, turn, together,
                                 [&](int64_t first, int64_t last) { conv.statistics(first * group, last * group); });
-          conv.run(n, g, row0, row1, later < turn.end ? later : turn.next);
+          conv.run(n, g, row0, row1, turn.later(unit, args.mean ? together : 1));
         });
   });
 }

@@ -52,7 +52,7 @@ class PlaneGradientSums {
       const Vec<A> x = centre(load(input + j, count)) * rstd;  // beyond the row's end it can be infinite
       g += gj, gx = fma(gj, first_lanes<A>(x, count), gx);
     }
-    STYLEKERN_INLINE void add_pair(int64_t j) {
+    STYLEKERN_INLINE void take_pair(int64_t j) {
       constexpr std::integral_constant<int, kLanes<A>> whole;
       add(j, whole), add(j + kLanes<A>, whole);
     }
@@ -122,8 +122,8 @@ struct NormalizeBackward {
   }
 };
 
-// g is dense; it may be grad_x itself. `sums`: where they are known already, added
-// up in the order of gradient_sums().
+// g is dense; it may be grad_x itself. `sums`: where they are known already, added up in the order of
+// PlaneGradientSums.
 template <class T>
 void instance_norm_backward(const Acc<T>* g, const T* x, int64_t h, int64_t w, int64_t row, Acc<T> mean, Acc<T> rstd,
                             int64_t correction, T* grad_x, std::optional<GradientSums> sums = {}) {

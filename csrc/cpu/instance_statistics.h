@@ -59,7 +59,7 @@ struct PlaneSums {
   }
 };
 
-// In one go: what the sums that are taken in pieces come to.
+// The sums of a plane in one go, added up in the order of PlaneMoments, which takes them in pieces.
 template <class T>
 STYLEKERN_INLINE PlaneSums sums_about(Acc<T> mean, const Plane<T>& plane) {
   constexpr int64_t kPending = PiecesOf::kPending;
@@ -137,7 +137,7 @@ class PlaneMoments {
     Centre<A> centre;
     PairSums<T> sums;
 
-    STYLEKERN_INLINE void add_pair(int64_t j) { sums.add_pair(x + j, centre); }
+    STYLEKERN_INLINE void take_pair(int64_t j) { sums.add_pair(x + j, centre); }
   };
 
   PlaneMoments(const T* plane, int64_t h, int64_t w, int64_t row)

@@ -116,6 +116,9 @@ inline int64_t band_count(int64_t units, int64_t h, int64_t taps) {
 // What a thread does after a step: `next`, or -1 for nothing. From that step up to `end`, its steps follow each other.
 struct Turn {
   int64_t next, end;
+
+  // The step that is `further` than this one, or, where the steps that follow each other end before it, `next`.
+  int64_t later(int64_t step, int64_t further) const { return step + further < end ? step + further : next; }
 };
 
 // A thread's chunks, a step at a time.
@@ -184,11 +187,12 @@ void for_bands(const P& p, int64_t bands, int64_t operations, const Make& make, 
 }
 
 // Calls first(plane, last) for planes up to `last`, and then(plane, row0, row1, next) for all rows of each after that,
-// on torch's threads. `operations` is about what a row costs. Either one right after the other, while planes are in
-// cache: first() for `together` of them, and `next` is the plane that this thread reads from memory next; or, where
-// that is 0, for the first alone: `next` is the plane that this thread does after that, for which then() does what
-// first() would have. Or, where there are too few planes for the threads, the second in bands of rows. Where there is
-// no next, it is -1.
+// on torch's threads. `operations` is about what a row costs.
+//
+// Mostly one right after the other, while planes are in cache: first() for `together` planes, then() for each of them,
+// with `next` the plane that is `together` further (see Turn). With `together` 0, first() only for the first plane of a
+// thread: then() has to do the same for `next`, the plane that the thread goes on with. Without a next one, that is -1.
+// Where there are too few planes for the threads, first() for all, and then() in bands of rows, without a next.
 STYLEKERN_NOINLINE inline void for_planes(int64_t planes, int64_t h, int64_t operations, int64_t together,
                                           Call<int64_t, int64_t> first, Call<int64_t, int64_t, int64_t, int64_t> then) {
   const int64_t wanted = 4 * int64_t(torch::stable::get_num_threads());
@@ -197,12 +201,11 @@ STYLEKERN_NOINLINE inline void for_planes(int64_t planes, int64_t h, int64_t ope
     return for_steps(
         planes, h * operations, [] { return std::pair{false, Batches()}; },
         [&](auto& state, int64_t plane, const Turn& turn) {
-          const int64_t later = plane + std::max<int64_t>(together, 1);
           if (together)
             state.second.before(plane, turn, together, first);
           else if (!std::exchange(state.first, true))
             first(plane, plane + 1);
-          then(plane, 0, h, later < turn.end ? later : turn.next);
+          then(plane, 0, h, turn.later(plane, std::max<int64_t>(together, 1)));
         });
   parallel_for(planes, h * operations, first);
   parallel_for(planes * bands, h * operations / bands, [&](int64_t begin, int64_t end) {

@@ -39,11 +39,12 @@ struct PiecesOf {
 };
 
 // A plane that is fetched in pieces instead, so that its sums do not wait when their turn comes; one whose rows touch.
+// It goes as far as results do: of a style larger than the content, a part.
 template <class T>
 struct PlaneFetch {
   struct Piece {
     const T* x;
-    STYLEKERN_INLINE void add_pair(int64_t j) const { fetch_ahead<2 * kLanes<Acc<T>>, 0>(x + j); }
+    STYLEKERN_INLINE void take_pair(int64_t j) const { fetch_ahead<2 * kLanes<Acc<T>>, 0>(x + j); }
   };
 
   PlaneFetch(const T* plane, int64_t h, int64_t w, int64_t row) : at{plane, row == w ? h * w : 0} {}
@@ -64,26 +65,27 @@ struct PlaneFetch {
 };
 
 // for_vectors() of f over a row of results, whose whole vectors begin aligned: an odd plane's would else lie across
-// cache lines, as would those of what is read with it. Beside it go sums of other planes, as far as these do: each has
-// a PiecesOf `at`, pieces that it begins and ends, and advance() for a plane that is not in step.
-template <class T, class F, class... Sums>
-STYLEKERN_INLINE void for_vectors_beside(const T* row, int64_t w, F&& f, Sums&... sums) {
+// cache lines, as would those of what is read with it. Beside it go other planes, summed or fetched, as far as they
+// reach: each has `at`, which knows whether a piece is left, pieces that it begins and ends, and advance() for what is
+// in no step with pieces.
+template <class T, class F, class... Beside>
+STYLEKERN_INLINE void for_vectors_beside(const T* row, int64_t w, F&& f, Beside&... beside) {
   using A = Acc<T>;
   constexpr int64_t piece = PiecesOf::kPiece, lanes = kLanes<A>;
   constexpr std::integral_constant<int, int(lanes)> whole;
   for (int64_t j = 0, length; j < w; j += length) {
     const int64_t past = int64_t(reinterpret_cast<uintptr_t>(row + j) / sizeof(T) % lanes);
     length = std::min(past > 0 ? lanes - past : piece, w - j);  // from the second on, pieces begin aligned
-    if (length == piece && (sums.at.has_piece() && ...)) {
+    if (length == piece && (beside.at.has_piece() && ...)) {
       [&](auto... pieces) STYLEKERN_ALWAYS_INLINE {
         for (int64_t k = 0; k < piece; k += 2 * lanes) {
-          (pieces.add_pair(k), ...);
+          (pieces.take_pair(k), ...);
           f(j + k, whole), f(j + k + lanes, whole);
         }
-        (sums.end_piece(pieces, piece), ...);
-      }(sums.begin_piece()...);
+        (beside.end_piece(pieces, piece), ...);
+      }(beside.begin_piece()...);
     } else {
-      (sums.advance(length), ...);
+      (beside.advance(length), ...);
       for_vectors<A>(length, [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE { f(j + k, count); });
     }
   }

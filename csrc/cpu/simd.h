@@ -98,14 +98,18 @@ inline bool is_large(int64_t bytes) { return bytes > int64_t{32} << 20; }
 // Whether a plane that is fetched before its turn still is in a second-level cache then.
 inline bool waits_in_cache(int64_t bytes) { return bytes < int64_t{1} << 17; }
 
-// Values of a plane whose statistics are best taken with others' (see small_statistics()), and how many planes it is
-// of, by how many values a first-level cache has room for until they are used.
+// Planes of so few values have their statistics taken with others' (see small_statistics()). How many: those of `room`
+// values, which a first-level cache still has when they are used, in the fours and twos that are summed together.
 inline constexpr int64_t kSmallPlane = 1024;
 inline int64_t planes_together(int64_t values, int64_t room = 4 * kSmallPlane) {
   const int64_t planes = values > kSmallPlane ? 1 : room / std::max<int64_t>(values, 1);
   return planes < 2 ? 1 : planes < 4 ? 2 : planes / 4 * 4;
 }
-// The same where the next plane's sums can come along while results are written, and then 0. They should where a plane,
+// The same in groups of planes.
+inline int64_t groups_together(int64_t group, int64_t values, int64_t room = 4 * kSmallPlane) {
+  return std::max<int64_t>(planes_together(values, room) / std::max<int64_t>(group, 1), 1);
+}
+// Of planes, where the next one's sums can come along while results are written, and then 0. They should where a plane,
 // of `bytes`, would not wait in cache. Measured: 0.8 to 0.95 of the time where this says so, else 1 to 1.2 (Zen 5).
 inline int64_t planes_together_or_along(int64_t values, int64_t bytes) {
   return waits_in_cache(bytes) ? planes_together(values) : 0;
@@ -120,11 +124,12 @@ inline bool worth_streaming(const void* results, int64_t bytes, int64_t row_byte
 }
 
 // What worth_streaming() wants to know of results of h rows of w values of `size` bytes, where rows of `row` values are
-// read: kernels walk rows that touch as one, in vectors that begin aligned. Of a long one, only the ends are parts of
-// lines.
+// read: kernels walk rows that touch as one, in vectors that begin aligned. A long one counts as whole lines: only its
+// ends are parts of lines, and stored the usual way.
 inline int64_t stream_row_bytes(int64_t h, int64_t w, int64_t row, size_t size) {
+  constexpr int64_t kLine = 64, kLong = 64 * kLine;
   const int64_t bytes = (row == w ? h * w : w) * int64_t(size);
-  return bytes < 1 << 12 ? bytes : bytes / 64 * 64;
+  return bytes < kLong ? bytes : bytes / kLine * kLine;
 }
 
 enum class Target { kBaseline, kAvx2, kAvx512 };

@@ -322,7 +322,7 @@ STYLEKERN_INLINE void stream_aligned(T* p, Vec<Acc<T>> v) {
 
 // A store past the caches, to where worth_streaming() said. Half a cache line waits beside the caches for the other
 // half, and there is room for a few at a time (see streams_whole_lines()). Quarters, what is left of a row, and vectors
-// that are not aligned, as where bands of odd rows begin, go the usual way.
+// that are not aligned go the usual way.
 template <class T, class N>
 STYLEKERN_INLINE void stream(T* p, Vec<Acc<T>> v, N count) {
 #if STYLEKERN_VECTOR_BYTES >= 32

@@ -30,9 +30,8 @@ template <class T>
 void forward(const StyleKernelConvArgs<T>& args) {
   const StyleKernelConv& p = args.problem;
   const int64_t bands = band_count(p.n * p.groups, p.h, p.kv), cpg = p.channels_per_group();
-  // Of seven planes that cross the cache with each of x.
-  const int64_t together =
-      std::max<int64_t>(planes_together(p.h * p.w, 2 * kSmallPlane) / std::max<int64_t>(cpg, 1), 1);
+  // Half the room: seven planes, of filters and output, cross the cache with each of x.
+  const int64_t together = groups_together(cpg, p.h * p.w, 2 * kSmallPlane);
   with_kernels<T>([&](const auto& kernels) {
     if (args.mean && bands > 1)
       parallel_for(p.n * p.c, p.h * p.w,
@@ -42,10 +41,11 @@ void forward(const StyleKernelConvArgs<T>& args) {
         p, bands, cost(p) / bands, [&] { return std::pair{kernels.forward(args), Batches()}; },
         [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, const Turn& turn) {
           auto& conv = state.first;  // clang before 16 captures no structured binding
+          const int64_t unit = n * p.groups + g;
           if (args.mean && bands == 1)
-            state.second.before(n * p.groups + g, turn, together,
+            state.second.before(unit, turn, together,
                                 [&](int64_t first, int64_t last) { conv.statistics(first * cpg, last * cpg); });
-          conv.run(n, g, row0, row1, turn.next);
+          conv.run(n, g, row0, row1, turn.later(unit, args.mean ? together : 1));
         });
   });
 }
@@ -122,7 +122,8 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertic
     args.mean = normalize ? mutable_data<Acc<T>>(mean) : nullptr;
     args.rstd = normalize ? mutable_data<Acc<T>>(rstd) : nullptr;
     args.eps = eps, args.correction = correction;
-    const int64_t values = input.numel() + vertical.numel() + horizontal.numel() + output.numel();
+    const int64_t values =
+        input.numel() + vertical.numel() + horizontal.numel() + (bias ? bias->numel() : 0) + output.numel();
     const int64_t bytes = values * int64_t(sizeof(T));
     args.streamed = worth_streaming(args.output, bytes, p.w * int64_t(sizeof(T)));
     args.fetched = is_large(bytes) && p.groups == p.c;

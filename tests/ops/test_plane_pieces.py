@@ -80,3 +80,27 @@ def test_results_of_a_plane_do_not_depend_on_the_others(
                 alone = results(op, [of_plane(x, n, c) for x in tensors], of_plane(upstream, n, c))
                 for given, expected in zip(together, alone, strict=True):
                     assert torch.equal(of_plane(given, n, c).nan_to_num(7.0), expected.nan_to_num(7.0)), (n, c)
+
+
+@pytest.mark.parametrize(("c", "h", "w"), [(700, 65, 63), (31, 257, 363)], ids=["fetched", "along"])
+@pytest.mark.parametrize("op", [adain, factorized_instance_norm])
+def test_nor_do_they_where_caches_do_not_hold_the_call(op: Callable[..., Tensor], c: int, h: int, w: int) -> None:
+    """Above 32 MiB planes are fetched, or, large ones, summed, while the one before goes past the caches."""
+
+    def plane_tensor() -> Tensor:
+        return torch.randn(1, c, h, w) + torch.linspace(-30, 30, c).view(c, 1, 1)
+
+    x = plane_tensor()
+    x[0, 1, 2:] += 1000  # far from its first values
+    x[0, 3, -1, -1] = torch.inf
+    tensors = [x, plane_tensor()]
+    if op is factorized_instance_norm:
+        tensors[1:1] = [torch.randn(c), torch.randn(c)]
+        tensors.append(plane_tensor())
+    upstream = torch.randn(1, c, h, w)
+    with use_backend("compiled"):
+        together = results(op, tensors, upstream)
+        for k in {*range(6), *range(6, c, 41), c - 1}:
+            alone = results(op, [of_plane(t, 0, k) for t in tensors], of_plane(upstream, 0, k))
+            for given, expected in zip(together, alone, strict=True):
+                assert torch.equal(of_plane(given, 0, k).nan_to_num(7.0), expected.nan_to_num(7.0)), k

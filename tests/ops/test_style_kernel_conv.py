@@ -208,7 +208,7 @@ class TestStyleKernelConv(NormalizingSuite, OperatorSuite):
         self.check(Case({**case.tensors, "input": x.double()}, case.options), "cpu", torch.float32)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-    @pytest.mark.parametrize("values", [768, 25600], ids=["in-cache", "from-memory"])
+    @pytest.mark.parametrize("values", [768, 25600, 51200], ids=["in-cache", "from-memory", "16-bit-from-memory"])
     @pytest.mark.parametrize("w", [8, 16, 32, 64, 128])
     def test_a_plane_among_others_has_the_bits_that_it_has_alone(self, w: int, values: int, dtype: torch.dtype) -> None:
         """Its statistics may have been taken together with theirs, whatever they have."""
