@@ -52,26 +52,61 @@ inline void keep_on_heap(int64_t bytes) {
 // Lets the next result of this size lie where this one does, once it is freed: caches may still have those lines.
 //
 // glibc (2.26 on) cuts an aligned block out of a larger one, and frees what is left before and behind it, up to about
-// a hundred bytes. A cache per thread keeps seven such pieces of each size. While one is kept it is not joined with the
-// memory beside it, and the next result, which again is cut out of a larger block, does not fit between two of them: a
-// loop of calls wanders through three places and more. So the pieces beside this result are taken out of that cache,
-// and freed again when seven others fill it: then they go where the next large allocation joins them.
-inline void join_pieces_beside(const void* data, int64_t bytes) {
-#ifdef __GLIBC__
-  constexpr int64_t kWorthIt = int64_t{1} << 19;  // three smaller places fit into a second-level cache
-  constexpr uintptr_t kBeside = 128;
-  if (bytes < kWorthIt) return;
-  const uintptr_t first = reinterpret_cast<uintptr_t>(data) - kBeside, length = uintptr_t(bytes) + 2 * kBeside;
-  for (const size_t size : {24, 40, 56, 72, 88, 104}) {  // one for each size of piece
-    std::array<void*, 7 + 2> pieces;
-    for (void*& piece : pieces) piece = std::malloc(size);
-    std::partition(pieces.begin(), pieces.end(),
-                   [&](void* piece) { return reinterpret_cast<uintptr_t>(piece) - first > length; });
-    for (void* piece : pieces) std::free(piece);
+// a hundred bytes. A cache per thread keeps seven such pieces of each size, and they are the next small blocks that
+// anyone gets. While one is not free, or in that cache, it is not joined with the memory beside it, and the next
+// result, which again is cut out of a larger block, does not fit between two of them: a loop of calls wanders through
+// two places and more. So the pieces beside a result are kept out of use until the next result is asked for, and given
+// back then past the full cache, where that allocation joins them.
+class PiecesBeside {
+ public:
+  // Those of this thread's last result.
+  static PiecesBeside& of_thread() {
+    static thread_local PiecesBeside pieces;
+    return pieces;
   }
+
+  // Smaller results are left alone: three places for them fit into a second-level cache.
+  static constexpr int64_t kWorthIt = int64_t{1} << 19;
+
+  void keep(const void* data, int64_t bytes) {
+#ifdef __GLIBC__
+    constexpr uintptr_t kBeside = 128;
+    const uintptr_t first = reinterpret_cast<uintptr_t>(data) - kBeside, length = uintptr_t(bytes) + 2 * kBeside;
+    for (Kept& kept : kept_) {
+      std::array<void*, kCached + 2> blocks;
+      for (void*& block : blocks) block = std::malloc(kept.size);
+      for (void* block : blocks) {
+        if (reinterpret_cast<uintptr_t>(block) - first <= length && kept.count < kept.blocks.size())
+          kept.blocks[kept.count++] = block;
+        else
+          std::free(block);
+      }
+    }
 #else
-  (void)data, (void)bytes;
+    (void)data, (void)bytes;
 #endif
-}
+  }
+
+  void give_back() {
+    for (Kept& kept : kept_) {
+      if (kept.count == 0) continue;
+      std::array<void*, kCached> others;
+      for (void*& block : others) block = std::malloc(kept.size);
+      for (void* block : others) std::free(block);
+      while (kept.count > 0) std::free(kept.blocks[--kept.count]);
+    }
+  }
+
+  ~PiecesBeside() { give_back(); }
+
+ private:
+  static constexpr size_t kCached = 7;  // of a size, in a thread's cache
+
+  struct Kept {
+    size_t size, count = 0;
+    std::array<void*, 2> blocks{};
+  };
+  Kept kept_[6] = {{24}, {40}, {56}, {72}, {88}, {104}};  // one for each size of piece
+};
 
 }  // namespace stylekern

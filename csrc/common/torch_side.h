@@ -70,15 +70,17 @@ inline Tensor empty_of(const Tensor& like, std::initializer_list<int64_t> sizes,
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &code));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const bool on_cpu = device_type == aoti_torch_device_type_cpu();
+  if (on_cpu && step >= PiecesBeside::kWorthIt / int64_t(sizeof(double))) PiecesBeside::of_thread().give_back();
   AtenTensorHandle handle = nullptr;
   const auto error = aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides.data(), code, device_type,
                                               device_index, &handle);
   STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "stylekern: a result of ", step, " values could not be allocated");
   Tensor result(handle);
-  if (device_type == aoti_torch_device_type_cpu()) {
+  if (on_cpu) {
     const int64_t bytes = result.numel() * int64_t(result.element_size());
     prefer_huge_pages(result.mutable_data_ptr(), bytes);
-    join_pieces_beside(result.mutable_data_ptr(), bytes);
+    if (bytes >= PiecesBeside::kWorthIt) PiecesBeside::of_thread().keep(result.mutable_data_ptr(), bytes);
     keep_on_heap(bytes);
   }
   return result;
