@@ -109,7 +109,7 @@ inline int64_t planes_together(int64_t values, int64_t room = 4 * kSmallPlane) {
 inline int64_t groups_together(int64_t group, int64_t values, int64_t room = 4 * kSmallPlane) {
   return std::max<int64_t>(planes_together(values, room) / std::max<int64_t>(group, 1), 1);
 }
-// Of planes, where the next one's sums can come along while results are written, and then 0. They should where a plane,
+// How many planes, or 0: that the next one's sums come along while results are written. That is better where a plane,
 // of `bytes`, would not wait in cache. Measured: 0.8 to 0.95 of the time where this says so, else 1 to 1.2 (Zen 5).
 inline int64_t planes_together_or_along(int64_t values, int64_t bytes) {
   return waits_in_cache(bytes) ? planes_together(values) : 0;
