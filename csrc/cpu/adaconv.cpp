@@ -37,10 +37,11 @@ void forward(const AdaConvArgs<T>& args) {
         [&](auto& state, int64_t n, int64_t g, int64_t row0, int64_t row1, const Turn& turn) {
           auto& conv = state.first;
           const int64_t unit = n * p.groups + g;
-          if (args.mean && bands == 1)
-            state.second.before(unit, turn, together,
-                                [&](int64_t first, int64_t last) { conv.statistics(first * group, last * group); });
-          conv.run(n, g, row0, row1, turn.later(unit, args.mean ? together : 1));
+          if (!args.mean || bands > 1) return conv.run(n, g, row0, row1, turn.later(unit, 1), -1);
+          state.second.before(unit, turn, together,
+                              [&](int64_t first, int64_t last) { conv.statistics(first * group, last * group); });
+          const int64_t ahead = conv.takes_along() ? state.second.along(unit, turn) : -1;
+          conv.run(n, g, row0, row1, turn.later(unit, together + (ahead >= 0)), ahead);
         });
   });
 }

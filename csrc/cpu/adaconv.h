@@ -75,7 +75,15 @@ class AdaConvForward {
         converted_(p_.w, 0),
         group_out_(p_.group_out()),
         depthwise_(p_.depthwise_3x3()),
-        fetches_next_(fetches_next<T>(p_)) {}
+        fetches_next_(fetches_next<T>(p_)),
+        statistics_(p_.h * p_.w, args.eps, args.correction) {}
+
+  // Whether run() takes the statistics of a plane further on along: in rows of two vectors, else a plane is too short
+  // for what that costs it.
+  bool takes_along() const {
+    return kRegistersLeft && depthwise_ && args_.mean && p_.w > kLanes<A> && p_.w <= 2 * kLanes<A> &&
+           is_small_plane(p_.h, p_.w, p_.input.row);
+  }
 
   // Means and deviations of the channels [first, last) of all.
   void statistics(int64_t first, int64_t last) const {
@@ -85,9 +93,9 @@ class AdaConvForward {
   }
 
   // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that this thread reads from memory next,
-  // or -1.
-  void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
-    if (depthwise_) return depthwise(n, g, row0, row1, next);
+  // or -1. `ahead`: the one whose statistics come along, or -1.
+  void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next, int64_t ahead) {
+    if (depthwise_) return depthwise(n, g, row0, row1, next, ahead);
     const int64_t tile = x_.tile();
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);
@@ -98,7 +106,10 @@ class AdaConvForward {
   }
 
  private:
-  void depthwise(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next) {
+  // To sums of one more plane, beside nine weights and six sums of a strip.
+  static constexpr bool kRegistersLeft = STYLEKERN_VECTOR_BYTES == 64;
+
+  void depthwise(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next, int64_t ahead) {
     const int64_t nc = n * p_.c + g;
     const T* const x = args_.input + p_.input.at(n, g);
     DepthwisePlane<T> plane{.x = x,
@@ -115,8 +126,12 @@ class AdaConvForward {
       plane.y = args_.output + no * p_.h * p_.w;
       plane.kernel = args_.kernel + no * 9;
       plane.bias = args_.bias ? args_.bias[no] : A(0);
-      depthwise_3x3(plane, row0, row1);
-      plane.next = plane.x;  // once is enough
+      if (kRegistersLeft && ahead >= 0)
+        depthwise_3x3_and_statistics(plane, args_.input + p_.input.at_number(ahead, p_.c), statistics_,
+                                     args_.mean + ahead, args_.rstd + ahead);
+      else
+        depthwise_3x3(plane, row0, row1);
+      plane.next = plane.x, ahead = -1;  // once is enough
     }
     if (args_.streamed) finish_streams();
   }
@@ -164,6 +179,7 @@ class AdaConvForward {
   PaddedRows<A> converted_;  // rows of y before they are rounded to 16 bits
   int64_t group_out_;
   bool depthwise_, fetches_next_;
+  InstanceStatistics<T> statistics_;
 };
 
 }  // namespace stylekern::STYLEKERN_TARGET

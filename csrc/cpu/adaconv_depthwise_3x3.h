@@ -3,6 +3,8 @@
 // Nine multiply-adds a value leave no room for a detour: a scratch row would be stored and loaded once more for a tenth
 // of that. So there is no scratch: x is read where it lies, centred as it is loaded, and rstd is part of the weights.
 // Meanwhile the next plane is fetched: else its statistics, and then its first rows, wait for memory by themselves.
+// And where registers are left, the sums of a plane further on come along, in what multiply-adds leave of the
+// processor.
 namespace stylekern::STYLEKERN_TARGET {
 
 // Whether planes that are fetched meanwhile can wait in a cache.
@@ -48,9 +50,11 @@ struct DepthwisePlane {
 // sum waits for the one before it, but not for another's: with two vectors there are enough of them to wait for
 // nothing, with four too many for the registers. (AVX2 has its weights in memory, with two as with three.) The rows
 // above and below, which may be zeros, are no matter of the loop: a test in it would cost a multiply-add.
-template <bool first, bool last, class T, int V, class N = std::integral_constant<int, kLanes<Acc<T>>>>
+//
+// `along`: nothing, or the plane whose sums come along, a step a row. That is more than rows of so few vectors have.
+template <bool first, bool last, class T, int V, class N, class... Along>
 STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<T>> (&weights)[9], int64_t i0,
-                                      int64_t i1, const int64_t (&j)[V], N count = {}) {
+                                      int64_t i1, const int64_t (&j)[V], N count, Along&... along) {
   using A = Acc<T>;
   const int64_t w = p.w, stride = p.row;  // copies: a store might be to p, for all that the compiler knows
   const bool streamed = p.streamed;
@@ -105,17 +109,41 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
   const T *row = p.x + i0 * stride, *next = p.next + i0 * stride;
   take(row, beside, above);
   advance();
-  for (int64_t i = i0 + 1; i < i1; ++i) {
-    if (first && last)  // the strip is the plane: the next one is fetched a row at a time
+  [&](auto... steps) STYLEKERN_ALWAYS_INLINE {
+    for (int64_t i = i0 + 1; i < i1; ++i) {
+      if (first && last)  // the strip is the plane: the next one is fetched a row at a time
 #pragma GCC unroll 3
-      for (int v = 0; v < V; ++v) __builtin_prefetch(next + j[v]);
-    row += stride, next += stride;
-    take(row, below, above);
-    finish_row();
-    advance();
-  }
+        for (int v = 0; v < V; ++v) __builtin_prefetch(next + j[v]);
+      (steps.take(), ...);
+      row += stride, next += stride;
+      take(row, below, above);
+      finish_row();
+      advance();
+    }
+    ((steps.take(), along.end(steps)), ...);
+  }(along.begin()...);
   if (const T* const row = p.source(i1)) take(row, below, below);
   finish_row();
+}
+
+// With rstd. (That in a register: compilers else multiply, and then move each product to all lanes.)
+template <class T>
+STYLEKERN_INLINE void depthwise_weights(const DepthwisePlane<T>& p, Vec<Acc<T>> (&weights)[9]) {
+  const Vec<Acc<T>> rstd = in_register(broadcast(p.rstd));
+  for (int k = 0; k < 9; ++k) weights[k] = broadcast(p.kernel[k]) * rstd;
+}
+
+// A plane whose rows are two vectors, and the statistics of the small plane `ahead`.
+template <class T>
+STYLEKERN_NOINLINE void depthwise_3x3_and_statistics(const DepthwisePlane<T>& p, const T* ahead,
+                                                     const InstanceStatistics<T>& statistics, Acc<T>* mean,
+                                                     Acc<T>* rstd) {
+  constexpr int64_t lanes = kLanes<Acc<T>>;
+  SmallPlane<T> along(ahead, p.h * p.w);
+  Vec<Acc<T>> weights[9];
+  depthwise_weights(p, weights);
+  depthwise_strip<true, true>(p, weights, 0, p.h, {0, p.w - lanes}, std::integral_constant<int, int(lanes)>{}, along);
+  along.result(statistics, mean, rstd);
 }
 
 // Rows [row0, row1) of a plane, in strips of two vectors and, where their number is odd, a last one of three: one alone
@@ -127,24 +155,26 @@ template <class T>
 void depthwise_3x3(const DepthwisePlane<T>& p, int64_t row0, int64_t row1) {
   using A = Acc<T>;
   constexpr int64_t lanes = kLanes<A>;
+  constexpr std::integral_constant<int, int(lanes)> whole;
   const int64_t end = p.w - lanes;  // where the last vector begins
   Vec<A> weights[9];
-  for (int k = 0; k < 9; ++k) weights[k] = broadcast(p.kernel[k] * p.rstd);
+  depthwise_weights(p, weights);
   if (end < 0) return depthwise_strip<true, true>(p, weights, row0, row1, {0}, p.w);
-  if (end == 0) return depthwise_strip<true, true>(p, weights, row0, row1, {0});
-  if (end <= lanes) return depthwise_strip<true, true>(p, weights, row0, row1, {0, end});
-  if (end <= 2 * lanes) return depthwise_strip<true, true>(p, weights, row0, row1, {0, lanes, end});
+  if (end == 0) return depthwise_strip<true, true>(p, weights, row0, row1, {0}, whole);
+  if (end <= lanes) return depthwise_strip<true, true>(p, weights, row0, row1, {0, end}, whole);
+  if (end <= 2 * lanes) return depthwise_strip<true, true>(p, weights, row0, row1, {0, lanes, end}, whole);
   const int64_t block = p.streamed ? 4 : 16;
   for (int64_t i0 = row0; i0 < row1; i0 += block) {
     const int64_t i1 = std::min(i0 + block, row1);
     p.fetch_next(i0, i1);
-    depthwise_strip<true, false>(p, weights, i0, i1, {0, lanes});
+    depthwise_strip<true, false>(p, weights, i0, i1, {0, lanes}, whole);
     int64_t j = 2 * lanes;
-    for (; j + 2 * lanes < end; j += 2 * lanes) depthwise_strip<false, false>(p, weights, i0, i1, {j, j + lanes});
+    for (; j + 2 * lanes < end; j += 2 * lanes)
+      depthwise_strip<false, false>(p, weights, i0, i1, {j, j + lanes}, whole);
     if (j + lanes < end)
-      depthwise_strip<false, true>(p, weights, i0, i1, {j, j + lanes, end});
+      depthwise_strip<false, true>(p, weights, i0, i1, {j, j + lanes, end}, whole);
     else
-      depthwise_strip<false, true>(p, weights, i0, i1, {j, end});
+      depthwise_strip<false, true>(p, weights, i0, i1, {j, end}, whole);
   }
 }
 

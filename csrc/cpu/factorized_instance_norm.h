@@ -7,9 +7,7 @@ struct FactorizedInstanceNormKernels {
   using A = Acc<T>;
   using Args = FactorizedInstanceNormArgs<T>;
 
-  static A of_channel(const Args& args, const T* x, int64_t plane) {
-    return load_first(x + plane % args.problem.c, 1)[0];
-  }
+  static A of_channel(const Args& args, const T* x, int64_t plane) { return to_acc(x[plane % args.problem.c]); }
 
   // Of the planes [first, last).
   static void statistics(const Args& args, int64_t first, int64_t last) {

@@ -52,9 +52,10 @@ class PlaneGradientSums {
       const Vec<A> x = centre(load(input + j, count)) * rstd;  // beyond the row's end it can be infinite
       g += gj, gx = fma(gj, first_lanes<A>(x, count), gx);
     }
-    STYLEKERN_INLINE void take_pair(int64_t j) {
+    STYLEKERN_INLINE void take_step(int64_t j) {
       constexpr std::integral_constant<int, kLanes<A>> whole;
-      add(j, whole), add(j + kLanes<A>, whole);
+#pragma GCC unroll 4
+      for (int v = 0; v < kStepVectors; ++v) add(j + v * kLanes<A>, whole);
     }
   };
 

@@ -24,27 +24,48 @@ struct Plane {
   }
 };
 
-// Sums of values less a centre, and of their squares: a pair of vectors at a time, in registers.
+// Sums of values less a centre, and of their squares, in registers. An addition waits for the one before it to the same
+// sum: with four of each, there are enough to wait for nothing.
+//
+// (By their numbers: in a loop over them, or cleared as a whole, compilers keep them in memory.)
 template <class T>
-struct PairSums {
+struct RunningSums {
   using A = Acc<T>;
   static constexpr int64_t lanes = kLanes<A>;
-  Vec<A> sums[2]{}, squares[2]{};
+  Vec<A> values[kStepVectors], squares[kStepVectors];
 
-  STYLEKERN_INLINE void add(int k, Vec<A> d) { sums[k] += d, squares[k] = fma(d, d, squares[k]); }
-  STYLEKERN_INLINE void add_pair(const T* x, const Centre<A>& centre) {
-    add(0, centre(load(x))), add(1, centre(load(x + lanes)));
+  STYLEKERN_ALWAYS_INLINE RunningSums() { clear(); }
+  STYLEKERN_ALWAYS_INLINE void clear() {
+    values[0] = values[1] = values[2] = values[3] = Vec<A>{};
+    squares[0] = squares[1] = squares[2] = squares[3] = Vec<A>{};
+  }
+  template <int k>
+  STYLEKERN_ALWAYS_INLINE void add(Vec<A> d) {
+    values[k] += d, squares[k] = fma(d, d, squares[k]);
+  }
+  // For who adds half a step at a time, after each half. To the total it does not matter which half is which.
+  STYLEKERN_ALWAYS_INLINE void swap_halves() {
+    std::swap(values[0], values[2]), std::swap(values[1], values[3]);
+    std::swap(squares[0], squares[2]), std::swap(squares[1], squares[3]);
+  }
+  STYLEKERN_ALWAYS_INLINE void add_step(const T* x, const Centre<A>& centre) {
+    add<0>(centre(load(x))), add<1>(centre(load(x + lanes)));
+    add<2>(centre(load(x + 2 * lanes))), add<3>(centre(load(x + 3 * lanes)));
   }
   STYLEKERN_INLINE void add_values(const T* x, int64_t count, const Centre<A>& centre) {
-    const T* const end = x + count / (2 * lanes) * (2 * lanes);
-#pragma GCC unroll 4
-    for (; x != end; x += 2 * lanes) add_pair(x, centre);
-    count %= 2 * lanes;
-    const auto rest = [&](int64_t left)
-                          STYLEKERN_ALWAYS_INLINE { return first_lanes<A>(centre(load_first(x, left)), left); };
-    if (count > 0) add(0, rest(std::min(count, lanes)));
-    x += lanes;
-    if (count > lanes) add(1, rest(count - lanes));
+    const T* const end = x + count / kStep<A> * kStep<A>;
+    for (; x != end; x += kStep<A>) add_step(x, centre);
+    count %= kStep<A>;
+    if (count > 0) add<0>(part(x, count, centre));
+    if (count > lanes) add<1>(part(x + lanes, count - lanes, centre));
+    if (count > 2 * lanes) add<2>(part(x + 2 * lanes, count - 2 * lanes, centre));
+    if (count > 3 * lanes) add<3>(part(x + 3 * lanes, count - 3 * lanes, centre));
+  }
+
+ private:
+  static STYLEKERN_ALWAYS_INLINE Vec<A> part(const T* x, int64_t count, const Centre<A>& centre) {
+    count = std::min(count, lanes);
+    return first_lanes<A>(centre(load_first(x, count)), count);
   }
 };
 
@@ -53,9 +74,10 @@ struct PlaneSums {
   LaneSum of_values, of_squares;
 
   template <class T>
-  STYLEKERN_INLINE void collect(PairSums<T>& pending) {
-    of_values.add(pending.sums[0] + pending.sums[1]), of_squares.add(pending.squares[0] + pending.squares[1]);
-    pending = {};
+  STYLEKERN_INLINE void collect(const RunningSums<T>& pending) {
+    const auto& [values, squares] = pending;
+    of_values.add((values[0] + values[1]) + (values[2] + values[3]));
+    of_squares.add((squares[0] + squares[1]) + (squares[2] + squares[3]));
   }
 };
 
@@ -64,65 +86,127 @@ template <class T>
 STYLEKERN_INLINE PlaneSums sums_about(Acc<T> mean, const Plane<T>& plane) {
   constexpr int64_t kPending = PiecesOf::kPending;
   const Centre<Acc<T>> centre(mean);
-  PairSums<T> pending;
+  RunningSums<T> pending;
   PlaneSums sums;
   int64_t count = 0;
   for (int64_t i = 0; i < plane.h; ++i)
     for (int64_t j = 0; j < plane.w; j += kPending) {
       const int64_t length = std::min(plane.w - j, kPending);
       pending.add_values(plane.x + i * plane.row + j, length, centre);
-      if ((count += length) >= kPending) sums.collect(pending), count = 0;
+      if ((count += length) >= kPending) sums.collect(pending), pending.clear(), count = 0;
     }
   if (count) sums.collect(pending);
   return sums;
 }
 
-// About where a plane's mean is: the mean of its first values.
+// The mean of four values from all over a plane: about where its own is. (In pairs: that of equal values is theirs.)
 template <class T>
-STYLEKERN_INLINE Acc<T> first_centre(const Plane<T>& plane) {
-  using A = Acc<T>;
-  Vec<A> sum{};
-  const int64_t first = std::min<int64_t>(plane.w, 64);
-  for_vectors<A>(first, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { sum += load(plane.x + j, count); });
-  return lane_total<A>(sum) / A(first);
-}
-
-// The mean, and the sum of squares about it. Squares of floats beyond 1e18 overflow a float.
-template <class T>
-STYLEKERN_NOINLINE std::pair<double, double> moments_in_double(const Plane<T>& plane) {
-  double mean = 0, m2 = 0;
-  const auto each = [&](auto f) {
-    for (int64_t i = 0; i < plane.h; ++i)
-      for (int64_t j = 0; j < plane.w; ++j) f(double(load_first(plane.x + i * plane.row + j, 1)[0]));
+STYLEKERN_INLINE Acc<T> rough_mean(const Plane<T>& plane) {
+  const auto value = [&](uint64_t k) STYLEKERN_ALWAYS_INLINE {
+    return to_acc(plane.x[int64_t(k * uint64_t(plane.h) / 4) * plane.row + int64_t(k * uint64_t(plane.w) / 4)]);
   };
-  each([&](double x) { mean += x; });
-  mean /= double(plane.h) * double(plane.w);
-  each([&](double x) { m2 += (x - mean) * (x - mean); });
-  return {mean, m2};
+  return ((value(0) + value(1)) + (value(2) + value(3))) / 4;
 }
 
-// A plane's mean and 1 / sqrt(var + eps), from its sums about a centre.
+// Mean and 1 / sqrt(var + eps) of planes of so many values, from their sums about a centre.
 //
 // The squares about a centre, less n times the squared distance to it, lose as many digits as that distance squared has
-// over the variance. Where that is much, the plane is read again about the mean that was found.
+// over the variance. Where that is much, the plane is read again about the mean that was found; and where squares are
+// no floats, those of floats beyond 1e18, in double.
 template <class T>
-STYLEKERN_INLINE void statistics_from(const Plane<T>& plane, Acc<T> centre, const PlaneSums& sums, double eps,
-                                      int64_t correction, Acc<T>* mean, Acc<T>* rstd) {
+class InstanceStatistics {
+ public:
   using A = Acc<T>;
-  const double n = double(plane.h) * double(plane.w);
-  double d = sums.of_values.total() / n, m2 = sums.of_squares.total() - n * d * d;
-  if (n * d * d > 4 * m2) {
-    centre = A(double(centre) + d);
-    const PlaneSums again = sums_about(centre, plane);
-    d = again.of_values.total() / n, m2 = again.of_squares.total() - n * d * d;
+
+  InstanceStatistics(int64_t values, double eps, int64_t correction)
+      : one_nth_(1 / double(values)), scale_(1 / (double(values) - double(correction))), eps_(eps) {}
+
+  // Whether they are good: else they are to be taken again().
+  STYLEKERN_INLINE bool from_sums(A centre, const PlaneSums& sums, A* mean, A* rstd) const {
+    const double of_values = sums.of_values.total(), d = of_values * one_nth_;
+    const double m2 = sums.of_squares.total() - of_values * d;
+    set(double(centre) + d, m2, mean, rstd);
+    return of_values * d <= 4 * m2 && std::isfinite(m2);
   }
-  double found = double(centre) + d;
-  if (!std::isfinite(m2)) {
-    const auto moments = moments_in_double(plane);
-    found = moments.first, m2 = moments.second;
+  // About the mean that was found.
+  STYLEKERN_NOINLINE void again(const Plane<T>& plane, A* mean, A* rstd) const {
+    const PlaneSums sums = sums_about(*mean, plane);
+    const double of_values = sums.of_values.total(), d = of_values * one_nth_;
+    const double m2 = sums.of_squares.total() - of_values * d;
+    if (std::isfinite(m2)) return set(double(*mean) + d, m2, mean, rstd);
+    double total = 0, squares = 0;
+    const auto each = [&](auto f) {
+      for (int64_t i = 0; i < plane.h; ++i)
+        for (int64_t j = 0; j < plane.w; ++j) f(double(to_acc(plane.x[i * plane.row + j])));
+    };
+    each([&](double x) { total += x; });
+    const double found = total * one_nth_;
+    each([&](double x) { squares += (x - found) * (x - found); });
+    set(found, squares, mean, rstd);
   }
-  *mean = A(found);
-  *rstd = A(1 / std::sqrt(std::max(m2, 0.0) / (n - double(correction)) + eps));
+
+ private:
+  STYLEKERN_ALWAYS_INLINE void set(double found, double m2, A* mean, A* rstd) const {
+    *mean = A(found);
+    *rstd = A(1 / std::sqrt(std::max(m2, 0.0) * scale_ + eps_));
+  }
+
+  double one_nth_, scale_, eps_;  // a product with one over a count does not wait for a sum as long as a division
+};
+
+// Whether a plane's values are summed in float as a whole.
+inline bool is_small_plane(int64_t h, int64_t w, int64_t row) {
+  return (row == w || h == 1) && h * w <= PiecesOf::kPending;
+}
+
+// A small plane (see above), whose sums are taken a step at a time, in registers.
+template <class T>
+class SmallPlane {
+ public:
+  using A = Acc<T>;
+
+  struct Steps {
+    const T* x;
+    int64_t left;
+    Centre<A> centre;
+    RunningSums<T> sums;
+
+    // The next two vectors, as long as there are whole ones.
+    STYLEKERN_INLINE void take() {
+      if (left < 2 * kLanes<A>) return;
+      sums.template add<0>(centre(load(x))), sums.template add<1>(centre(load(x + kLanes<A>)));
+      sums.swap_halves();
+      x += 2 * kLanes<A>, left -= 2 * kLanes<A>;
+    }
+  };
+
+  SmallPlane(const T* x, int64_t values)
+      : x_(x), values_(values), centre_(rough_mean(Plane<T>(x, 1, values, values))) {}
+
+  STYLEKERN_INLINE Steps begin() const { return {x_, values_, Centre<A>(centre_), {}}; }
+  STYLEKERN_INLINE void end(Steps& steps) {
+    steps.sums.add_values(steps.x, steps.left, steps.centre);
+    sums_.collect(steps.sums);
+  }
+  STYLEKERN_INLINE void result(const InstanceStatistics<T>& statistics, A* mean, A* rstd) const {
+    if (!statistics.from_sums(centre_, sums_, mean, rstd)) statistics.again({x_, 1, values_, values_}, mean, rstd);
+  }
+
+ private:
+  const T* x_;
+  int64_t values_;
+  A centre_;
+  PlaneSums sums_;
+};
+
+// Apart from instance_statistics(), for what it takes on the stack and in registers to be small as well.
+template <class T>
+STYLEKERN_NOINLINE void small_statistics(const InstanceStatistics<T>& statistics, const T* x, int64_t values,
+                                         Acc<T>* mean, Acc<T>* rstd) {
+  SmallPlane<T> plane(x, values);
+  auto steps = plane.begin();
+  plane.end(steps);
+  plane.result(statistics, mean, rstd);
 }
 
 // Mean and variance of a plane whose values are taken in pieces. The order of additions depends on h, w and row alone:
@@ -135,13 +219,13 @@ class PlaneMoments {
   struct Piece {
     const T* x;
     Centre<A> centre;
-    PairSums<T> sums;
+    RunningSums<T> sums;
 
-    STYLEKERN_INLINE void take_pair(int64_t j) { sums.add_pair(x + j, centre); }
+    STYLEKERN_INLINE void take_step(int64_t j) { sums.add_step(x + j, centre); }
   };
 
   PlaneMoments(const T* plane, int64_t h, int64_t w, int64_t row)
-      : plane_(plane, h, w, row), centre_(first_centre(plane_)) {
+      : plane_(plane, h, w, row), centre_(rough_mean(plane_)) {
     at = {plane_.h, plane_.w};
   }
 
@@ -161,111 +245,45 @@ class PlaneMoments {
     at.owed = at.h * at.w;
     if (!at.done()) pay();
     if (at.pending) collect();
-    statistics_from(plane_, centre_, sums_, eps, correction, mean, rstd);
+    const InstanceStatistics<T> statistics(plane_.h * plane_.w, eps, correction);
+    if (!statistics.from_sums(centre_, sums_, mean, rstd)) statistics.again(plane_, mean, rstd);
   }
 
   PiecesOf at;
 
  private:
   STYLEKERN_NOINLINE void pay() {
-    while (const int64_t length = at.next(2 * kLanes<A>)) {
+    while (const int64_t length = at.next(kStep<A>)) {
       Piece piece = begin_piece();
       piece.sums.add_values(piece.x, length, piece.centre);
       end_piece(piece, length);
     }
   }
-  STYLEKERN_ALWAYS_INLINE void collect() { sums_.collect(pending_), at.pending = 0; }
+  STYLEKERN_ALWAYS_INLINE void collect() { sums_.collect(pending_), pending_.clear(), at.pending = 0; }
 
   Plane<T> plane_;
   A centre_;
-  PairSums<T> pending_;
+  RunningSums<T> pending_;
   PlaneSums sums_;
 };
 
-// mean and 1 / sqrt(var + eps) of a plane.
 template <class T>
-STYLEKERN_NOINLINE void instance_statistics(const T* x, int64_t h, int64_t w, int64_t row, double eps,
-                                            int64_t correction, Acc<T>* mean, Acc<T>* rstd) {
-  const Plane<T> plane(x, h, w, row);
-  const Acc<T> centre = first_centre(plane);
-  statistics_from(plane, centre, sums_about(centre, plane), eps, correction, mean, rstd);
-}
-
-// The same of P planes of so few values, in rows that touch, that each is summed in float as a whole: by itself, a
-// plane would wait for its chains of additions, and then for its divisions and its root. The same bits as alone.
-template <int P, class T>
-STYLEKERN_NOINLINE void small_statistics(const T* const (&planes)[P], int64_t values, double eps, int64_t correction,
-                                         Acc<T>* mean, Acc<T>* rstd) {
-  static_assert(kSmallPlane <= PiecesOf::kPending);
-  using A = Acc<T>;
-  constexpr int64_t lanes = kLanes<A>;
-  const auto each = [](auto f) STYLEKERN_ALWAYS_INLINE {
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) f(p);
-  };
-  const int64_t first = std::min<int64_t>(values, 64);
-  Vec<A> start[P]{}, sums[P][2]{}, squares[P][2]{};
-  for_vectors<A>(first, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-    each([&](int p) STYLEKERN_ALWAYS_INLINE { start[p] += load(planes[p] + j, count); });
-  });
-  A centres[P];
-  each([&](int p) STYLEKERN_ALWAYS_INLINE { centres[p] = lane_total<A>(start[p]) / A(first); });
-  Vec<A> minus[P];
-  each([&](int p) STYLEKERN_ALWAYS_INLINE { minus[p] = broadcast(-centres[p]); });
-  const auto add = [&](int p, int k, Vec<A> d)
-                       STYLEKERN_ALWAYS_INLINE { sums[p][k] += d, squares[p][k] = fma(d, d, squares[p][k]); };
-  int64_t j = 0;
-  for (; j + 2 * lanes <= values; j += 2 * lanes)
-    each([&](int p) STYLEKERN_ALWAYS_INLINE {
-      add(p, 0, load(planes[p] + j) + minus[p]), add(p, 1, load(planes[p] + j + lanes) + minus[p]);
-    });
-  const auto rest = [&](int k) STYLEKERN_ALWAYS_INLINE {
-    const int64_t count = std::min(values - j, lanes);
-    each([&](int p) STYLEKERN_ALWAYS_INLINE {
-      add(p, k, first_lanes<A>(load_first(planes[p] + j, count) + minus[p], count));
-    });
-  };
-  // Each with its number: by a variable one, sums would lie in memory.
-  if (j < values) rest(0), j += lanes;
-  if (j < values) rest(1);
-  double total[P], total_squares[P];
-  each([&](int p) STYLEKERN_ALWAYS_INLINE {
-    LaneSum of_sums, of_squares;
-    of_sums.add(sums[p][0] + sums[p][1]), of_squares.add(squares[p][0] + squares[p][1]);
-    total[p] = of_sums.total(), total_squares[p] = of_squares.total();
-  });
-  const double n = double(values);
-  bool again[P];
-  each([&](int p) STYLEKERN_ALWAYS_INLINE {
-    const double d = total[p] / n, m2 = total_squares[p] - n * d * d;
-    again[p] = n * d * d > 4 * m2 || !std::isfinite(m2);
-    mean[p] = A(double(centres[p]) + d);
-    rstd[p] = A(1 / std::sqrt(std::max(m2, 0.0) / (n - double(correction)) + eps));
-  });
-  for (int p = 0; p < P; ++p)
-    if (again[p]) instance_statistics(planes[p], 1, values, values, eps, correction, mean + p, rstd + p);
+STYLEKERN_NOINLINE void large_statistics(const InstanceStatistics<T>& statistics, const Plane<T>& plane, Acc<T>* mean,
+                                         Acc<T>* rstd) {
+  const Acc<T> centre = rough_mean(plane);
+  if (!statistics.from_sums(centre, sums_about(centre, plane), mean, rstd)) statistics.again(plane, mean, rstd);
 }
 
 // mean and 1 / sqrt(var + eps) of the planes [first, last), which are at plane(first) and so on.
 template <class T, class At>
 void instance_statistics(int64_t first, int64_t last, const At& plane, int64_t h, int64_t w, int64_t row, double eps,
                          int64_t correction, Acc<T>* mean, Acc<T>* rstd) {
-  int64_t flat_h = h, flat_w = w;
-  flatten(flat_h, flat_w, {row});
-  const auto several = [&](auto count) {
-    constexpr int together = count;
-    for (; first + together <= last; first += together) {
-      const T* planes[together];
-      for (int p = 0; p < together; ++p) planes[p] = plane(first + p);
-      small_statistics(planes, flat_w, eps, correction, mean + first, rstd + first);
-    }
-  };
-  if (flat_h == 1 && flat_w <= kSmallPlane) {
-    if constexpr (STYLEKERN_VECTOR_BYTES == 64) several(std::integral_constant<int, 4>{});  // others lack registers
-    several(std::integral_constant<int, 2>{});
-  }
+  const InstanceStatistics<T> statistics(h * w, eps, correction);
   for (; first < last; ++first)
-    instance_statistics(plane(first), h, w, row, eps, correction, mean + first, rstd + first);
+    if (is_small_plane(h, w, row))
+      small_statistics(statistics, plane(first), h * w, mean + first, rstd + first);
+    else
+      large_statistics(statistics, Plane<T>(plane(first), h, w, row), mean + first, rstd + first);
 }
 
 }  // namespace stylekern::STYLEKERN_TARGET

@@ -138,7 +138,7 @@ class Steps {
   int64_t step_ = 0, end_ = 0;
 };
 
-// What is done for some steps at once, before the first of them.
+// What is done for some steps at once, before the first of them, or for one further on along with each.
 class Batches {
  public:
   // Calls do_first(step, last) where it has not been for this step: for `together` of them, as far as they follow each
@@ -150,6 +150,14 @@ class Batches {
       do_first(step, step + done_);
     }
     --done_;
+  }
+  // After before(), for who does it along with this step: the first step for which it is to do, or -1. (One that is
+  // two further or more, with `together` 2 or more: what it comes to is not waited for by the next.)
+  int64_t along(int64_t step, const Turn& turn) {
+    const int64_t ahead = step + done_ + 1;
+    if (ahead >= turn.end) return -1;
+    ++done_;
+    return ahead;
   }
 
  private:

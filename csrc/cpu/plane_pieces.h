@@ -2,7 +2,7 @@
 //
 // A plane is summed before results are written, from cache. Done one after the other, reading waits for memory, and
 // then writing does. So while results are written, the plane that is next is fetched; or, where caches would not have
-// it any more at its turn, its sums are taken along, a pair of vectors at a time. The order of additions is that of the
+// it any more at its turn, its sums are taken along, a few vectors at a time. The order of additions is that of the
 // plane alone.
 namespace stylekern::STYLEKERN_TARGET {
 
@@ -12,6 +12,11 @@ inline void flatten(int64_t& h, int64_t& w, std::initializer_list<int64_t> rows)
     if (row != w) return;
   w *= std::exchange(h, 1);
 }
+
+// Vectors that are summed or fetched at a time, beside as many of the work.
+inline constexpr int kStepVectors = 4;
+template <class A>
+inline constexpr int64_t kStep = kStepVectors * kLanes<A>;
 
 // Where in h rows of w values someone is who takes them in pieces. Sums in A stay short: after kPending values, at an
 // end of a row or of so many of its values, they join sums in double.
@@ -44,7 +49,7 @@ template <class T>
 struct PlaneFetch {
   struct Piece {
     const T* x;
-    STYLEKERN_INLINE void take_pair(int64_t j) const { fetch_ahead<2 * kLanes<Acc<T>>, 0>(x + j); }
+    STYLEKERN_INLINE void take_step(int64_t j) const { fetch_ahead<kStep<Acc<T>>, 0>(x + j); }
   };
 
   PlaneFetch(const T* plane, int64_t h, int64_t w, int64_t row) : at{plane, row == w ? h * w : 0} {}
@@ -78,9 +83,10 @@ STYLEKERN_INLINE void for_vectors_beside(const T* row, int64_t w, F&& f, Beside&
     length = std::min(past > 0 ? lanes - past : piece, w - j);  // from the second on, pieces begin aligned
     if (length == piece && (beside.at.has_piece() && ...)) {
       [&](auto... pieces) STYLEKERN_ALWAYS_INLINE {
-        for (int64_t k = 0; k < piece; k += 2 * lanes) {
-          (pieces.take_pair(k), ...);
-          f(j + k, whole), f(j + k + lanes, whole);
+        for (int64_t k = 0; k < piece; k += kStep<A>) {
+          (pieces.take_step(k), ...);
+#pragma GCC unroll 4
+          for (int v = 0; v < kStepVectors; ++v) f(j + k + v * lanes, whole);
         }
         (beside.end_piece(pieces, piece), ...);
       }(beside.begin_piece()...);

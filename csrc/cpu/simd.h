@@ -73,6 +73,15 @@ inline float to_float(Half x) {
   return std::bit_cast<float>(sign | (exponent == 31 ? 255u : exponent + 112) << 23 | mantissa << 13);
 }
 
+// A value in the type that sums run in.
+template <class T>
+Acc<T> to_acc(T x) {
+  if constexpr (std::is_same_v<T, Acc<T>>)
+    return x;
+  else
+    return to_float(x);
+}
+
 // Round to nearest, ties to even; NaN stays NaN.
 inline BFloat16 to_bfloat16(float x) {
   const uint32_t u = std::bit_cast<uint32_t>(x);
@@ -98,16 +107,15 @@ inline bool is_large(int64_t bytes) { return bytes > int64_t{32} << 20; }
 // Whether a plane that is fetched before its turn still is in a second-level cache then.
 inline bool waits_in_cache(int64_t bytes) { return bytes < int64_t{1} << 17; }
 
-// Planes of so few values have their statistics taken with others' (see small_statistics()). How many: those of `room`
-// values, which a first-level cache still has when they are used, in the fours and twos that are summed together.
-inline constexpr int64_t kSmallPlane = 1024;
-inline int64_t planes_together(int64_t values, int64_t room = 4 * kSmallPlane) {
-  const int64_t planes = values > kSmallPlane ? 1 : room / std::max<int64_t>(values, 1);
-  return planes < 2 ? 1 : planes < 4 ? 2 : planes / 4 * 4;
+// How many planes have their statistics taken at a time: of small ones a few, which a first-level cache still has when
+// they are used. By itself, a small plane waits for its statistics' last divisions and root.
+inline int64_t planes_together(int64_t values) {
+  constexpr int64_t kSmallPlane = 1024;
+  return values > kSmallPlane ? 1 : 2 * kSmallPlane / std::max<int64_t>(values, 1);
 }
 // The same in groups of planes.
-inline int64_t groups_together(int64_t group, int64_t values, int64_t room = 4 * kSmallPlane) {
-  return std::max<int64_t>(planes_together(values, room) / std::max<int64_t>(group, 1), 1);
+inline int64_t groups_together(int64_t group, int64_t values) {
+  return std::max<int64_t>(planes_together(values) / std::max<int64_t>(group, 1), 1);
 }
 // How many planes, or 0: that the next one's sums come along while results are written. That is better where a plane,
 // of `bytes`, would not wait in cache. Measured: 0.8 to 0.95 of the time where this says so, else 1 to 1.2 (Zen 5).

@@ -30,8 +30,7 @@ template <class T>
 void forward(const StyleKernelConvArgs<T>& args) {
   const StyleKernelConv& p = args.problem;
   const int64_t bands = band_count(p.n * p.groups, p.h, p.kv), cpg = p.channels_per_group();
-  // Half the room: seven planes, of filters and output, cross the cache with each of x.
-  const int64_t together = groups_together(cpg, p.h * p.w, 2 * kSmallPlane);
+  const int64_t together = groups_together(cpg, p.h * p.w);
   with_kernels<T>([&](const auto& kernels) {
     if (args.mean && bands > 1)
       parallel_for(p.n * p.c, p.h * p.w,

@@ -84,3 +84,16 @@ def assert_close(
         bound = max(bound, 4 * torchs) if math.isfinite(torchs) else bound
     assert error <= bound, f"{what}: relative error {error:.2e}"
     assert bias <= 4 * bound, f"{what}: signed bias {bias:.2e}"
+
+
+def far_at_quarters(x: Tensor, value: float) -> Tensor:
+    """x with a value far from the others at the quarters of each plane: by rows and columns, and as one long row.
+
+    Statistics that are taken about a few values from all over a plane begin there.
+    """
+    h, w = x.shape[-2:]
+    x = x.clone()
+    for k in range(4):
+        for i in (k * h // 4 * w + k * w // 4, k * h * w // 4):
+            x[..., i // w, i % w] = value
+    return x

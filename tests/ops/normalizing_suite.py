@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from .cases import Case
+from .cases import Case, far_at_quarters
 
 # in a vector or two, in one block or program, and in several
 SIZES = [(3, 5), (45, 67), (95, 97)]
@@ -42,3 +42,10 @@ class NormalizingSuite:
             return x
 
         self.check_with(change, size, device)
+
+    @pytest.mark.parametrize("value", [30.0, 1e5])
+    @pytest.mark.parametrize("size", SIZES[1:], ids=str)
+    def test_values_all_over_a_plane_far_from_the_others(
+        self, value: float, size: tuple[int, int], backend: str, device: str
+    ) -> None:
+        self.check_with(lambda x: far_at_quarters(x + 1, value), size, device)

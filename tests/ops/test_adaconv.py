@@ -16,7 +16,7 @@ import stylekern
 from stylekern import reference
 from stylekern.ops import adaconv
 
-from .cases import Case, arguments_of, relative_error
+from .cases import Case, arguments_of, far_at_quarters, relative_error
 from .normalizing_suite import NormalizingSuite
 from .suite import OperatorSuite
 
@@ -162,6 +162,31 @@ class TestAdaconv(NormalizingSuite, OperatorSuite):
     def test_results_too_large_for_a_cache(self, dtype: torch.dtype, size: int, h: int, w: int) -> None:
         n = 1 if dtype == torch.float64 else 2  # as many bytes as of float32
         self.check(make(n=n, c=9, co=9, size=size, h=h, w=w), "cpu", dtype)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("outputs", [1, 2])
+    @pytest.mark.parametrize(("h", "w"), [(96, 8), (50, 15), (48, 16), (40, 25), (32, 32), (24, 48)])
+    def test_a_plane_among_others_has_the_bits_that_it_has_alone(
+        self, h: int, w: int, outputs: int, dtype: torch.dtype
+    ) -> None:
+        """Its statistics may have been taken along with another's convolution, whatever that has."""
+        c = 80
+        x, spatial, pointwise = torch.randn(1, c, h, w), torch.randn(1, c, 1, 3, 3), torch.randn(1, outputs * c, 1)
+        x[0, 1] = far_at_quarters(x[0, 1], 1e4)
+        x[0, 3] *= 1e20
+        x[0, 5, 1, 1] = torch.nan
+        x[0, 7] = 3.0
+
+        def of(first: int, last: int) -> Tensor:
+            kernel = spatial[:, first:last], pointwise[:, outputs * first : outputs * last]
+            return adaconv(x[:, first:last].to(dtype), *(t.to(dtype) for t in kernel))
+
+        together = of(0, c)
+        assert together[0, 5 * outputs].isnan().all() and not together[0, 6 * outputs :].isnan().any()
+        for k in range(c):
+            alone = of(k, k + 1)
+            given = together[:, outputs * k : outputs * (k + 1)]
+            torch.testing.assert_close(given, alone, rtol=0, atol=0, equal_nan=True)
 
     def test_a_large_mean_costs_no_more_digits_than_plain_torch(self, backend: str) -> None:
         case = make(n=1, c=16, co=16, size=1, h=32, w=48)

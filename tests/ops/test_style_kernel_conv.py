@@ -16,7 +16,7 @@ import stylekern
 from stylekern import _backends, reference
 from stylekern.ops import style_kernel_conv
 
-from .cases import TOLERANCE, Case, arguments_of, relative_error
+from .cases import TOLERANCE, Case, arguments_of, far_at_quarters, relative_error
 from .normalizing_suite import NormalizingSuite
 from .suite import OperatorSuite
 
@@ -217,6 +217,7 @@ class TestStyleKernelConv(NormalizingSuite, OperatorSuite):
         x[0, 1, h // 4 :] += 1e4  # far from its first values
         x[0, 3] *= 1e20
         x[0, 5, 1, 1] = torch.nan
+        x[0, 9] = far_at_quarters(x[0, 9], 1e4)
         x[0, 7] = 3.0
         x = x.to(dtype)
 
