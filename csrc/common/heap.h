@@ -56,10 +56,23 @@ inline void keep_on_heap(int64_t bytes) {
 // anyone gets. While one is not free, or in that cache, it is not joined with the memory beside it, and the next
 // result, which again is cut out of a larger block, does not fit between two of them: a loop of calls wanders through
 // two places and more. So the pieces beside a result are kept out of use until the next result is asked for, and given
-// back then past the full cache, where that allocation joins them.
+// back then past the full cache, where that allocation joins them. Those of results of one call (see Together) are
+// kept until the next call.
 class PiecesBeside {
  public:
-  // Those of this thread's last result.
+  // While it is, results that this thread asks for are of one call.
+  class Together {
+   public:
+    Together() {
+      of_thread().give_back();
+      of_thread().together_ = true;
+    }
+    ~Together() { of_thread().together_ = false; }
+    Together(const Together&) = delete;
+    Together& operator=(const Together&) = delete;
+  };
+
+  // Those of this thread's last results.
   static PiecesBeside& of_thread() {
     static thread_local PiecesBeside pieces;
     return pieces;
@@ -88,6 +101,7 @@ class PiecesBeside {
   }
 
   void give_back() {
+    if (together_) return;
     for (Kept& kept : kept_) {
       if (kept.count == 0) continue;
       std::array<void*, kCached> others;
@@ -100,12 +114,14 @@ class PiecesBeside {
   ~PiecesBeside() { give_back(); }
 
  private:
-  static constexpr size_t kCached = 7;  // of a size, in a thread's cache
+  static constexpr size_t kCached = 7;   // of a size, in a thread's cache
+  static constexpr size_t kResults = 4;  // of a call
 
   struct Kept {
     size_t size, count = 0;
-    std::array<void*, 2> blocks{};
+    std::array<void*, 2 * kResults> blocks{};
   };
+  bool together_ = false;
   Kept kept_[6] = {{24}, {40}, {56}, {72}, {88}, {104}};  // one for each size of piece
 };
 

@@ -45,6 +45,7 @@ inline WaveletPool make_unpooling(const Bands& bands, int64_t height, int64_t wi
 }
 
 inline Bands empty_bands(const WaveletPool& p, const Tensor& like) {
+  const PiecesBeside::Together together;
   const auto empty = [&] { return empty_of(like, {p.n, p.c, p.band_h, p.band_w}); };
   return {empty(), empty(), empty(), empty()};
 }
