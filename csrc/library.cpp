@@ -17,8 +17,8 @@ STABLE_TORCH_LIBRARY(stylekern, m) {
       "Tensor rstd, str padding_mode, str composition, bool normalize, int correction, bool need_input, "
       "bool need_vertical, bool need_horizontal) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "adaconv(Tensor input, Tensor kernel, Tensor? bias, bool normalize, str padding_mode, float eps, "
-      "int correction) -> (Tensor, Tensor, Tensor)");
+      "adaconv(Tensor input, Tensor kernel, Tensor? scale, Tensor? bias, bool normalize, str padding_mode, "
+      "float eps, int correction) -> (Tensor, Tensor, Tensor)");
   m.def(
       "adaconv_backward(Tensor grad, Tensor input, Tensor kernel, Tensor mean, Tensor rstd, bool normalize, "
       "str padding_mode, int correction, bool need_input, bool need_kernel, bool need_bias) "

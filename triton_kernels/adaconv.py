@@ -191,6 +191,7 @@ def _source_gradient(
 def forward(
     input: Tensor,  # [N, C, H, W]
     kernel: Tensor,  # [N, Co, C/G, kh, kw], float32 (float64), contiguous
+    scale: Tensor | None,  # [N, Co], the same: of each kernel, on the CPU
     bias: Tensor | None,  # [N, Co], the same
     normalize: bool,
     padding_mode: str,
@@ -199,6 +200,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output [N, Co, H, W], and mean and 1 / sqrt(var + eps) [N, C] (size [0] without `normalize`)."""
     (n, c, h, w), co = input.shape, kernel.shape[1]
+    if scale is not None:
+        kernel = kernel * scale[:, :, None, None, None]
     if 0 in (n, c, h, w, co):
         mean = input.new_zeros((n, c) if normalize else 0, dtype=torch_accumulator(input))
         y = input.new_zeros((n, co, h, w))

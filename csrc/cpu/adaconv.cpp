@@ -110,15 +110,18 @@ void backward(const AdaConvBackwardArgs<T>& args, const Tensor& input) {
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::optional<Tensor> bias, bool normalize,
-                                           StringHandle padding_mode, double eps, int64_t correction) {
+std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::optional<Tensor> scale,
+                                           std::optional<Tensor> bias, bool normalize, StringHandle padding_mode,
+                                           double eps, int64_t correction) {
   input = with_dense_rows(input), kernel = torch::stable::contiguous(kernel);
   const AdaConv p = make_adaconv(input, kernel, padding_mode);
-  if (bias) {
-    check_shape("bias", *bias, {p.n, p.out_c});
-    check_dtype("bias", *bias, accumulate_type(input));
-    bias = torch::stable::contiguous(*bias);
-  }
+  const auto of_outputs = [&](const char* name, std::optional<Tensor>& x) {
+    if (!x) return;
+    check_shape(name, *x, {p.n, p.out_c});
+    check_dtype(name, *x, accumulate_type(input));
+    x = torch::stable::contiguous(*x);
+  };
+  of_outputs("scale", scale), of_outputs("bias", bias);
   Tensor output = empty_of(input, {p.n, p.out_c, p.h, p.w});
   const auto empty = [&] { return normalize ? empty_statistic(input) : empty_of(input, {0}, accumulate_type(input)); };
   Tensor mean = empty(), rstd = empty();
@@ -127,6 +130,7 @@ std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::opt
     using T = decltype(type);
     using A = Acc<T>;
     AdaConvArgs<T> args{p, data<T>(input), data<A>(kernel)};
+    args.scale = scale ? data<A>(*scale) : nullptr;
     args.bias = bias ? data<A>(*bias) : nullptr;
     args.output = mutable_data<T>(output);
     args.mean = normalize ? mutable_data<A>(mean) : nullptr;

@@ -125,6 +125,7 @@ class AdaConvForward {
       const int64_t no = n * p_.out_c + o;
       plane.y = args_.output + no * p_.h * p_.w;
       plane.kernel = args_.kernel + no * 9;
+      plane.scale = args_.scale ? args_.scale[no] : A(1);
       plane.bias = args_.bias ? args_.bias[no] : A(0);
       if (kRegistersLeft && ahead >= 0)
         depthwise_3x3_and_statistics(plane, args_.input + p_.input.at_number(ahead, p_.c), statistics_,
@@ -160,7 +161,7 @@ class AdaConvForward {
     const int64_t taps = int64_t{p_.kh} * p_.kw;
     const A* const kernel = args_.kernel + no * p_.group_in() * taps;
     return weights_.pack(p_.group_in(), p_.kh, p_.kw, outputs, [&](int64_t m, int o, int a, int b) {
-      return kernel[(o * p_.group_in() + m) * taps + a * p_.kw + b];
+      return kernel[(o * p_.group_in() + m) * taps + a * p_.kw + b] * (args_.scale ? args_.scale[no + o] : A(1));
     });
   }
 

@@ -9,7 +9,7 @@ template <class T>
 struct AdaConvArgs {
   AdaConv problem;
   const T* input;
-  const Acc<T>*kernel, *bias = nullptr;
+  const Acc<T>*kernel, *scale = nullptr, *bias = nullptr;  // scale: of each output's kernel
   T* output = nullptr;
   Acc<T>*mean = nullptr, *rstd = nullptr;  // [N * C]; null: x is not normalised
   double eps = 0;

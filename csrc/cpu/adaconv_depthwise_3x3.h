@@ -27,7 +27,7 @@ struct DepthwisePlane {
   T* y = nullptr;
   int64_t h, w, row;  // row: of x; y is dense
   Padding padding;
-  A mean, rstd, bias = 0;
+  A mean, rstd, scale = 1, bias = 0;  // scale: of the kernel
   const A* kernel = nullptr;
   bool streamed;
   const T* next;  // the plane to fetch meanwhile, of the same strides; x itself: none, without a test a row
@@ -126,11 +126,11 @@ STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<
   finish_row();
 }
 
-// With rstd. (That in a register: compilers else multiply, and then move each product to all lanes.)
+// Scaled, and with rstd. (Those in registers: compilers else multiply, and then move each product to all lanes.)
 template <class T>
 STYLEKERN_INLINE void depthwise_weights(const DepthwisePlane<T>& p, Vec<Acc<T>> (&weights)[9]) {
-  const Vec<Acc<T>> rstd = in_register(broadcast(p.rstd));
-  for (int k = 0; k < 9; ++k) weights[k] = broadcast(p.kernel[k]) * rstd;
+  const Vec<Acc<T>> scale = in_register(broadcast(p.scale)), rstd = in_register(broadcast(p.rstd));
+  for (int k = 0; k < 9; ++k) weights[k] = broadcast(p.kernel[k]) * scale * rstd;
 }
 
 // A plane whose rows are two vectors, and the statistics of the small plane `ahead`.

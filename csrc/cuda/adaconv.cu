@@ -8,8 +8,10 @@
 namespace stylekern {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::optional<Tensor> bias, bool normalize,
-                                           StringHandle padding_mode, double eps, int64_t correction) {
+std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::optional<Tensor> scale,
+                                           std::optional<Tensor> bias, bool normalize, StringHandle padding_mode,
+                                           double eps, int64_t correction) {
+  STD_TORCH_CHECK(!scale, "adaconv: on CUDA the kernel is scaled before");
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   check_device(input, {&kernel});
   input = with_dense_rows(input), kernel = torch::stable::contiguous(kernel);

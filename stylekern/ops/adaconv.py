@@ -68,8 +68,9 @@ def adaconv(
         RuntimeError: Devices that differ; a backend asked for by name that cannot run; a forward-mode derivative.
 
     Deterministic, forward and backward (with another number of CPU threads, torch's product of pointwise and spatial
-    may round differently). Gradients once, for input, spatial, pointwise and bias: saved are input, the composed
-    kernel, mean and reciprocal deviation. Under autocast all tensors take the autocast dtype.
+    may round differently). Gradients once, for input, spatial, pointwise and bias: saved are input, the composed kernel
+    (on the CPU with C/G = 1 and Co = C its two factors), mean and reciprocal deviation. Under autocast all tensors take
+    the autocast dtype.
     """
     if isinstance(pointwise, Tensor) and pointwise.dim() == 5 and pointwise.shape[3:] == (1, 1):
         pointwise = pointwise[:, :, :, 0, 0]
@@ -157,15 +158,20 @@ def _compose(
 ) -> tuple[Any, ...]:
     """kernel[o,i,a,b] = sum_m pointwise[o,m] * spatial[m,i,a,b], in float32 or better, and the bias in the same.
 
-    Without pointwise the kernel is spatial itself, and the result t.
+    Without pointwise the kernel is spatial itself, and the result t. One kernel a channel, on the CPU, is spatial too,
+    and pointwise its scale: in the time of that product in plain torch, small planes are convolved.
     """
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    options = normalize, padding_mode, eps, correction
     if pointwise is None:
-        return input, spatial.contiguous(), bias, normalize, padding_mode, eps, correction
+        return input, spatial.contiguous(), None, bias, *options
     if spatial.dtype != dtype:
         spatial, pointwise = spatial.to(dtype), pointwise.to(dtype)
+    bias = None if bias is None else bias.to(dtype).contiguous()
     (n, c, size, kh, kw), co = spatial.shape, pointwise.shape[1]
     groups = max(c // size, 1) if size else 1
+    if size == 1 and co == c and input.device.type == "cpu":
+        return input, spatial.contiguous(), pointwise.reshape(n, c), bias, *options
     if c == 0:
         size = 0
         kernel = pointwise[:, :, :0, None, None].expand(n, co, 0, kh, kw) * spatial.sum()  # empty, of both
@@ -178,14 +184,13 @@ def _compose(
         kernel = split[0] @ split[1]
     if kernel.shape != (n, co, size, kh, kw):
         kernel = kernel.reshape(n, co, size, kh, kw)
-    kernel = kernel.contiguous()
-    bias = None if bias is None else bias.to(dtype).contiguous()
-    return input, kernel, bias, normalize, padding_mode, eps, correction
+    return input, kernel.contiguous(), None, bias, *options
 
 
 def _fake(
     input: Tensor,
     kernel: Tensor,
+    scale: Tensor | None,
     bias: Tensor | None,
     normalize: bool,
     padding_mode: str,
@@ -219,9 +224,9 @@ def _backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    input, kernel, _bias, normalize, padding_mode, _eps, correction = inputs
+    input, kernel, scale, _bias, normalize, padding_mode, _eps, correction = inputs
     _, mean, rstd = output
-    ctx.save_for_backward(input, kernel, mean, rstd)
+    ctx.save_for_backward(input, kernel, scale, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
     ctx.set_materialize_grads(False)
     ctx.options = normalize, padding_mode, correction
@@ -231,16 +236,34 @@ def _backward(
     ctx: Any, run: Callable[..., Any], grad: Tensor | None, *_statistics: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 7
-    needed = ctx.needs_input_grad[:3]
-    computed = run(grad, *ctx.saved_tensors, *ctx.options, *needed)
-    return *(x if need else None for x, need in zip(computed, needed, strict=True)), None, None, None, None
+        return (None,) * 8
+    input, kernel, scale, mean, rstd = ctx.saved_tensors
+    need_input, need_kernel, need_scale, need_bias = ctx.needs_input_grad[:4]
+    scaled = kernel
+    if scale is not None:
+        scale = scale.view(*scale.shape, 1, 1, 1)
+        scaled = kernel * scale
+    grad_input, grad_scaled, grad_bias = run(
+        grad, input, scaled, mean, rstd, *ctx.options, need_input, need_kernel or need_scale, need_bias
+    )
+    grad_kernel = grad_scale = None
+    if need_kernel:
+        grad_kernel = grad_scaled if scale is None else grad_scaled * scale
+    if need_scale:
+        grad_scale = (grad_scaled * kernel).sum((2, 3, 4))
+    return (
+        grad_input if need_input else None,
+        grad_kernel,
+        grad_scale,
+        grad_bias if need_bias else None,
+        *(None,) * 4,
+    )
 
 
 OPERATOR = Operator(
     name="adaconv",
-    schema="(Tensor input, Tensor kernel, Tensor? bias, bool normalize, str padding_mode, float eps, int correction) "
-    "-> (Tensor, Tensor, Tensor)",
+    schema="(Tensor input, Tensor kernel, Tensor? scale, Tensor? bias, bool normalize, str padding_mode, "
+    "float eps, int correction) -> (Tensor, Tensor, Tensor)",
     backward_schema="(Tensor grad, Tensor input, Tensor kernel, Tensor mean, Tensor rstd, bool normalize, "
     "str padding_mode, int correction, bool need_input, bool need_kernel, bool need_bias) -> (Tensor, Tensor, Tensor)",
     fake=_fake,

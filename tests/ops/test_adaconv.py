@@ -217,9 +217,12 @@ class TestAdaconv(NormalizingSuite, OperatorSuite):
             (x[..., :1], kernel, bias),
         ):
             with pytest.raises(RuntimeError, match=r"adaconv|stylekern: "):
-                compiled_op(a, b, c, False, "reflect", 1e-5, 0)
+                compiled_op(a, b, None, c, False, "reflect", 1e-5, 0)
+        for scale in (bias[:, :3], bias.double(), kernel):
+            with pytest.raises(RuntimeError, match="scale"):
+                compiled_op(x, kernel, scale, bias, False, "reflect", 1e-5, 0)
         with pytest.raises(RuntimeError, match="padding_mode must be reflect, replicate or zeros"):
-            compiled_op(x, kernel, bias, False, "none", 1e-5, 0)
+            compiled_op(x, kernel, None, bias, False, "none", 1e-5, 0)
         statistic = torch.ones(2, 4)
         backward = torch.ops.stylekern.adaconv_backward
         with pytest.raises(RuntimeError, match="the shape of grad"):
