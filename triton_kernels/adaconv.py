@@ -1,4 +1,4 @@
-"""adaconv: each sample's own grouped convolution, whose kernel [N, Co, C/G, kh, kw] is already composed.
+"""adaconv: each sample's own grouped convolution, whose kernel [N, Co, C/G, kh, kw] is composed before.
 
   y[o,i,j] = bias[o] + sum over the input channels m of o's group, a, b of
                        kernel[o,m,a,b] * x[m, pad(i + a - kh // 2), pad(j + b - kw // 2)]

@@ -4,7 +4,7 @@
 //                        kernel[o,m,a,b] * x[m, pad(i + a - kh / 2), pad(j + b - kw / 2)]
 //
 // x is the input, or (input - mean) * rstd where statistics are given. The kernel, a sample's own, is the pointwise
-// times the spatial one of the public function.
+// times the spatial one of the public function; on the CPU it may have that as a scale.
 #pragma once
 #include <cstdint>
 

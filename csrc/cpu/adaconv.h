@@ -78,8 +78,8 @@ class AdaConvForward {
         fetches_next_(fetches_next<T>(p_)),
         statistics_(p_.h * p_.w, args.eps, args.correction) {}
 
-  // Whether run() takes the statistics of a plane further on along: in rows of two vectors, else a plane is too short
-  // for what that costs it.
+  // Whether run() takes the statistics of a plane further on along: in rows of two vectors. Narrower planes are too
+  // short for what that costs them, wider ones leave no registers.
   bool takes_along() const {
     return kRegistersLeft && depthwise_ && args_.mean && p_.w > kLanes<A> && p_.w <= 2 * kLanes<A> &&
            is_small_plane(p_.h, p_.w, p_.input.row);

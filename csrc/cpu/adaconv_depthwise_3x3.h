@@ -51,7 +51,7 @@ struct DepthwisePlane {
 // nothing, with four too many for the registers. (AVX2 has its weights in memory, with two as with three.) The rows
 // above and below, which may be zeros, are no matter of the loop: a test in it would cost a multiply-add.
 //
-// `along`: nothing, or the plane whose sums come along, a step a row. That is more than rows of so few vectors have.
+// `along`: nothing, or the plane whose sums come along, two vectors a row: with rows of two or fewer, all of it.
 template <bool first, bool last, class T, int V, class N, class... Along>
 STYLEKERN_INLINE void depthwise_strip(const DepthwisePlane<T>& p, const Vec<Acc<T>> (&weights)[9], int64_t i0,
                                       int64_t i1, const int64_t (&j)[V], N count, Along&... along) {

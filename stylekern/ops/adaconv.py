@@ -170,7 +170,7 @@ def _compose(
     bias = None if bias is None else bias.to(dtype).contiguous()
     (n, c, size, kh, kw), co = spatial.shape, pointwise.shape[1]
     groups = max(c // size, 1) if size else 1
-    if size == 1 and co == c and input.device.type == "cpu":
+    if size == 1 and co == c > 0 and input.device.type == "cpu":
         return input, spatial.contiguous(), pointwise.reshape(n, c), bias, *options
     if c == 0:
         size = 0

@@ -70,6 +70,7 @@ class TestAdaconv(NormalizingSuite, OperatorSuite):
         "empty-batch": lambda: make(n=0),
         "empty-height": lambda: make(h=0),
         "no-channels": lambda: make(c=0, co=0),
+        "no-channels-depthwise": lambda: make(c=0, co=0, size=1),
         "no-channels-in": lambda: make(c=0, co=3, size=1),
         "no-channels-in-of-two-a-group": lambda: make(c=0, co=3),
     }
