@@ -220,7 +220,7 @@ def adaconv(dtype, groups: int, out: int, k: int, padding: str, normalize: bool)
     x = torch.empty(2, 32, 64, 128, dtype=dtype)
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     kernel, bias = (torch.empty(*shape, dtype=accumulator) for shape in ((2, out, 32 // groups, k, k), (2, out)))
-    y, mean, rstd = op.forward(x, kernel, bias, normalize, padding, 1e-5, 0)
+    y, mean, rstd = op.forward(x, kernel, None, bias, normalize, padding, 1e-5, 0)
     op.backward(y, x, kernel, mean, rstd, normalize, padding, 0, True, True, True)
 
 

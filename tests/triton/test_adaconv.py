@@ -35,10 +35,11 @@ class Case:
         self.normalize, self.padding, self.eps, self.correction = normalize, padding, 1e-5, correction
 
     def composed(self, spatial: Tensor, pointwise: Tensor) -> tuple:
-        """The arguments of forward."""
-        return OPERATOR.prepare(
+        """The arguments of forward, without a scale: the kernel has it."""
+        input, kernel, scale, *others = OPERATOR.prepare(
             self.input, spatial, pointwise, self.bias, self.normalize, self.padding, self.eps, self.correction
         )
+        return input, kernel if scale is None else kernel * scale[:, :, None, None, None], None, *others
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:
         return op.forward(*self.composed(self.spatial, self.pointwise))
