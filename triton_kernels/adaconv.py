@@ -191,7 +191,7 @@ def _source_gradient(
 def forward(
     input: Tensor,  # [N, C, H, W]
     kernel: Tensor,  # [N, Co, C/G, kh, kw], float32 (float64), contiguous
-    scale: Tensor | None,  # [N, Co], the same: of each kernel, on the CPU
+    scale: Tensor | None,  # [N, Co], the same: of each kernel
     bias: Tensor | None,  # [N, Co], the same
     normalize: bool,
     padding_mode: str,

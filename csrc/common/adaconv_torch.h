@@ -1,5 +1,8 @@
 // adaconv: from torch tensors to the problem that the kernels read, for CPU and CUDA.
 #pragma once
+#include <array>
+#include <optional>
+
 #include "adaconv.h"
 #include "torch_side.h"
 
@@ -25,6 +28,23 @@ inline AdaConv make_adaconv(const Tensor& input, const Tensor& kernel, StringHan
   check_dtype("kernel", kernel, accumulate_type(input));
   p.input = plane_strides(input);
   return p;
+}
+
+// scale or bias, where there is one: a value of each sample's outputs, dense.
+inline std::optional<Tensor> of_outputs(const char* name, const std::optional<Tensor>& x, const AdaConv& p,
+                                        const Tensor& input) {
+  if (!x) return {};
+  check_shape(name, *x, {p.n, p.out_c});
+  check_dtype(name, *x, accumulate_type(input));
+  return torch::stable::contiguous(*x);
+}
+
+// The kernel of each output times its scale.
+inline Tensor scaled(const Tensor& kernel, Tensor scale) {
+  while (scale.dim() < kernel.dim()) scale = torch::stable::unsqueeze(scale, -1);
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(kernel), torch::stable::detail::from(scale)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mul", "Tensor", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 }  // namespace stylekern

@@ -115,13 +115,8 @@ std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::opt
                                            double eps, int64_t correction) {
   input = with_dense_rows(input), kernel = torch::stable::contiguous(kernel);
   const AdaConv p = make_adaconv(input, kernel, padding_mode);
-  const auto of_outputs = [&](const char* name, std::optional<Tensor>& x) {
-    if (!x) return;
-    check_shape(name, *x, {p.n, p.out_c});
-    check_dtype(name, *x, accumulate_type(input));
-    x = torch::stable::contiguous(*x);
-  };
-  of_outputs("scale", scale), of_outputs("bias", bias);
+  scale = of_outputs("scale", scale, p, input), bias = of_outputs("bias", bias, p, input);
+  if (scale && !p.depthwise_3x3()) kernel = scaled(kernel, *std::exchange(scale, {}));
   Tensor output = empty_of(input, {p.n, p.out_c, p.h, p.w});
   const auto empty = [&] { return normalize ? empty_statistic(input) : empty_of(input, {0}, accumulate_type(input)); };
   Tensor mean = empty(), rstd = empty();

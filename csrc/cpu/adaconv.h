@@ -161,7 +161,7 @@ class AdaConvForward {
     const int64_t taps = int64_t{p_.kh} * p_.kw;
     const A* const kernel = args_.kernel + no * p_.group_in() * taps;
     return weights_.pack(p_.group_in(), p_.kh, p_.kw, outputs, [&](int64_t m, int o, int a, int b) {
-      return kernel[(o * p_.group_in() + m) * taps + a * p_.kw + b] * (args_.scale ? args_.scale[no + o] : A(1));
+      return kernel[(o * p_.group_in() + m) * taps + a * p_.kw + b];
     });
   }
 

@@ -9,7 +9,7 @@ template <class T>
 struct AdaConvArgs {
   AdaConv problem;
   const T* input;
-  const Acc<T>*kernel, *scale = nullptr, *bias = nullptr;  // scale: of each output's kernel
+  const Acc<T>*kernel, *scale = nullptr, *bias = nullptr;  // scale: of each output's kernel, depthwise 3 x 3
   T* output = nullptr;
   Acc<T>*mean = nullptr, *rstd = nullptr;  // [N * C]; null: x is not normalised
   double eps = 0;

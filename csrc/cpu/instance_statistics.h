@@ -154,7 +154,7 @@ class InstanceStatistics {
   double one_nth_, scale_, eps_;  // a product with one over a count does not wait for a sum as long as a division
 };
 
-// Whether a plane's values are summed in float as a whole.
+// Whether a plane's values are summed as a whole before they join sums in double.
 inline bool is_small_plane(int64_t h, int64_t w, int64_t row) {
   return (row == w || h == 1) && h * w <= PiecesOf::kPending;
 }

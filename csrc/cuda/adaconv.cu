@@ -11,17 +11,14 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::optional<Tensor> scale,
                                            std::optional<Tensor> bias, bool normalize, StringHandle padding_mode,
                                            double eps, int64_t correction) {
-  STD_TORCH_CHECK(!scale, "adaconv: on CUDA the kernel is scaled before");
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   check_device(input, {&kernel});
   input = with_dense_rows(input), kernel = torch::stable::contiguous(kernel);
   const AdaConv p = make_adaconv(input, kernel, padding_mode);
-  if (bias) {
-    check_device(input, {&*bias});
-    check_shape("bias", *bias, {p.n, p.out_c});
-    check_dtype("bias", *bias, accumulate_type(input));
-    bias = torch::stable::contiguous(*bias);
-  }
+  for (const auto& x : {scale, bias})
+    if (x) check_device(input, {&*x});
+  scale = of_outputs("scale", scale, p, input), bias = of_outputs("bias", bias, p, input);
+  if (scale) kernel = scaled(kernel, *scale);
   Tensor output = empty_of(input, {p.n, p.out_c, p.h, p.w});
   const auto empty = [&] { return normalize ? empty_statistic(input) : empty_of(input, {0}, accumulate_type(input)); };
   Tensor mean = empty(), rstd = empty();

@@ -81,6 +81,8 @@ class TestAdaconv(NormalizingSuite, OperatorSuite):
         "whole-groups": lambda: make(c=32, co=32, size=2, h=33, w=50),
         "bands-of-a-group": lambda: make(n=1, c=8, co=8, size=8, h=70, w=50),
         "bands-of-one-plane": lambda: make(n=1, c=1, co=3, size=1, k=(5, 4), h=90, w=37),
+        "planes-of-two-vectors": lambda: make(n=2, c=80, co=80, size=1, h=41, w=21),
+        "planes-of-two-vectors-of-doubles": lambda: make(n=2, c=80, co=80, size=1, h=41, w=11),
     }
     bad = {
         "not-a-tensor": (call(spatial=lambda x: 1.0), TypeError, "spatial must be a tensor .* got float"),
@@ -230,6 +232,22 @@ class TestAdaconv(NormalizingSuite, OperatorSuite):
             backward(x[..., 1:], x, kernel, statistic, statistic, True, "reflect", 0, True, True, True)
         with pytest.raises(RuntimeError, match="the shape of rstd"):
             backward(x, x, kernel, statistic, statistic[:1], True, "reflect", 0, True, True, True)
+
+    @pytest.mark.parametrize(("size", "outputs"), [(1, 4), (1, 8), (2, 4)])
+    @pytest.mark.parametrize("k", [(3, 3), (2, 5)], ids=str)
+    def test_a_scale_is_the_kernels(self, size: int, outputs: int, k: tuple[int, int], compiled_op: Any) -> None:
+        kernel, scale, *others = torch.randn(2, outputs, size, *k), torch.randn(2, outputs), True, "reflect", 1e-5, 0
+        x, g = torch.randn(2, 4, 9, 20), torch.randn(2, outputs, 9, 20)
+
+        def results(scaled: bool) -> list[Tensor]:
+            leaves = [t.clone().requires_grad_() for t in (x, kernel, scale)]
+            product = leaves[1] * leaves[2][:, :, None, None, None]
+            pair = (leaves[1], leaves[2]) if scaled else (product, None)
+            y = compiled_op(leaves[0], *pair, None, *others)[0]
+            return [y, *torch.autograd.grad(y, leaves, g)]
+
+        for got, expected in zip(results(True), results(False), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
     @settings(max_examples=80, deadline=None, derandomize=True)
     @given(
