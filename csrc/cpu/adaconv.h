@@ -106,7 +106,7 @@ class AdaConvForward {
   }
 
  private:
-  // To sums of one more plane, beside nine weights and six sums of a strip.
+  // Whether a strip's nine weights and six sums leave registers to the sums of one more plane.
   static constexpr bool kRegistersLeft = STYLEKERN_VECTOR_BYTES == 64;
 
   void depthwise(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next, int64_t ahead) {
