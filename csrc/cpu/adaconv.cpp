@@ -132,8 +132,8 @@ std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::opt
     args.rstd = normalize ? mutable_data<A>(rstd) : nullptr;
     args.eps = eps, args.correction = correction;
     // Blocks of outputs and rows are eight places in turn; a depthwise row is stored two vectors at a time. With planes
-    // of 1 KiB, reads and writes of memory alternate too often: 1.2 times the time, which from 4 KiB on is 0.55 to 0.9
-    // (Zen 4).
+    // of 1 KiB, reads and writes of memory alternate too often: 1.2 times the time, which from 4 KiB on is 0.55 to 0.95
+    // (Zen 4, one channel a group and more).
     args.streamed =
         (streams_whole_lines() || p.depthwise_3x3()) && p.h * p.w * int64_t(sizeof(T)) >= (1 << 11) &&
         worth_streaming(args.output, (input.numel() + output.numel()) * int64_t(sizeof(T)), p.w * int64_t(sizeof(T)));

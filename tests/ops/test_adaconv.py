@@ -161,10 +161,13 @@ class TestAdaconv(NormalizingSuite, OperatorSuite):
                 self.check(make(n=1, c=2, co=2, size=size, h=11, w=w, padding_mode=padding), "cpu", dtype)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-    @pytest.mark.parametrize(("size", "h", "w"), [(1, 3700, 64), (1, 512, 65), (3, 3700, 64)])
-    def test_results_too_large_for_a_cache(self, dtype: torch.dtype, size: int, h: int, w: int) -> None:
+    @pytest.mark.parametrize(
+        ("size", "c", "h", "w"),
+        [(1, 9, 3700, 64), (1, 9, 512, 65), (3, 9, 3700, 64), (1, 2160, 32, 32), (1, 2160, 16, 64), (3, 2160, 16, 64)],
+    )
+    def test_results_too_large_for_a_cache(self, dtype: torch.dtype, size: int, c: int, h: int, w: int) -> None:
         n = 1 if dtype == torch.float64 else 2  # as many bytes as of float32
-        self.check(make(n=n, c=9, co=9, size=size, h=h, w=w), "cpu", dtype)
+        self.check(make(n=n, c=c, co=c, size=size, h=h, w=w), "cpu", dtype)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("outputs", [1, 2])
