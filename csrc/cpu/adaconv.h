@@ -36,7 +36,7 @@ class InputPlanes {
           continue;
         }
         const T* const x = plane + source * p_.input.row;
-        if (ahead) fetch_row(x + ahead, p_.w);
+        if (ahead) fetch_row<kSecondLevel>(x + ahead, p_.w);
         if (mean) {
           const Centre<A> centre(mean[nc]);
           const A scale = rstd[nc];

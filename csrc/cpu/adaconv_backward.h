@@ -88,7 +88,7 @@ class AdaConvBackwardInput {
     for (int64_t i = first; i < end; ++i) {
       const T* const from = g + i * p_.grad.row;
       A* const to = widened_.data() + (i - first) * p_.w;
-      if (next != g) fetch_row(next + i * p_.grad.row, p_.w);
+      if (next != g) fetch_row<kSecondLevel>(next + i * p_.grad.row, p_.w);
       for_vectors<A>(
           p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { store(to + j, load(from + j, count), count); });
     }

@@ -2,7 +2,8 @@
 //
 // Nine multiply-adds a value leave no room for a detour: a scratch row would be stored and loaded once more for a tenth
 // of that. So there is no scratch: x is read where it lies, centred as it is loaded, and rstd is part of the weights.
-// Meanwhile the next plane is fetched: else its statistics, and then its first rows, wait for memory by themselves.
+// Meanwhile the next plane is fetched: else its statistics, and then its first rows, wait for memory by themselves. To
+// the second-level cache: many rows at once, on their way to the first, hold up what is read there.
 // And where registers are left, the sums of a plane further on come along, in what multiply-adds leave of the
 // processor.
 namespace stylekern::STYLEKERN_TARGET {
@@ -39,7 +40,7 @@ struct DepthwisePlane {
   }
   // Rows [i0, i1) of the next plane.
   STYLEKERN_ALWAYS_INLINE void fetch_next(int64_t i0, int64_t i1) const {
-    for (int64_t i = i0; next != x && i < i1; ++i) fetch_row(next + i * row, w);
+    for (int64_t i = i0; next != x && i < i1; ++i) fetch_row<kSecondLevel>(next + i * row, w);
   }
 };
 

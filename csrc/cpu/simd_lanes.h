@@ -293,11 +293,14 @@ STYLEKERN_INLINE void fetch_ahead(const T* p) {
     __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + at));
 }
 
+// Caches, as __builtin_prefetch() numbers them.
+inline constexpr int kFirstLevel = 3, kSecondLevel = 2;
+
 // Fetches a row of w values. (Inlined, as what follows: calls of a function that does nothing else are left out, as if
 // it did nothing.)
-template <class T>
+template <int cache = kFirstLevel, class T>
 STYLEKERN_INLINE void fetch_row(const T* row, int64_t w) {
-  for (int64_t j = 0; j < w; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + j);
+  for (int64_t j = 0; j < w; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + j, 0, cache);
 }
 
 // As fetch_ahead() for rows of w values of several taps, read or written, a whole row at once: streams that stop for
