@@ -110,6 +110,7 @@ class AdaConvForward {
   static constexpr bool kRegistersLeft = STYLEKERN_VECTOR_BYTES == 64;
 
   void depthwise(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next, int64_t ahead) {
+    const bool in_runs = args_.in_runs && p_.w > 3 * kLanes<A>;
     const int64_t nc = n * p_.c + g;
     const T* const x = args_.input + p_.input.at(n, g);
     DepthwisePlane<T> plane{.x = x,
@@ -130,10 +131,13 @@ class AdaConvForward {
       if (kRegistersLeft && ahead >= 0)
         depthwise_3x3_and_statistics(plane, args_.input + p_.input.at_number(ahead, p_.c), statistics_,
                                      args_.mean + ahead, args_.rstd + ahead);
+      else if (in_runs)
+        depthwise_3x3(plane, row0, row1, run_);
       else
         depthwise_3x3(plane, row0, row1);
       plane.next = plane.x, ahead = -1;  // once is enough
     }
+    if (in_runs && next < 0) run_.finish();
     if (args_.streamed) finish_streams();
   }
 
@@ -180,6 +184,7 @@ class AdaConvForward {
   PaddedRows<A> converted_;  // rows of y before they are rounded to 16 bits
   int64_t group_out_;
   bool depthwise_, fetches_next_;
+  StreamedRun<T> run_;  // goes on from plane to plane: mostly, they follow each other
   InstanceStatistics<T> statistics_;
 };
 

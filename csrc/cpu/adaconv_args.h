@@ -15,6 +15,7 @@ struct AdaConvArgs {
   double eps = 0;
   int64_t correction = 0;
   bool streamed = false;  // the output bypasses the caches
+  bool in_runs = false;   // it does where rows are wide enough, by way of a StreamedRun
 };
 
 template <class T>

@@ -147,17 +147,34 @@ STYLEKERN_NOINLINE void depthwise_3x3_and_statistics(const DepthwisePlane<T>& p,
   along.result(statistics, mean, rstd);
 }
 
-// Rows [row0, row1) of a plane, in strips of two vectors and, where their number is odd, a last one of three: one alone
-// would take as long as two. The last vector ends with the row, over columns that the one before it has too.
-//
-// Strips of wide planes end after 16 rows, whose lines are then in the first-level cache for the next strip; after four
-// where results bypass the caches, which should get to memory nearly in its order.
+// Rows [i0, i1) of a plane wider than three vectors, in strips of two and, where their number is odd, a last one of
+// three: one alone would take as long as two. The last vector ends with the row, over columns that the one before it
+// has too. `along` goes with strips of two vectors: three leave no registers.
+template <class T, class... Along>
+STYLEKERN_INLINE void depthwise_wide_rows(const DepthwisePlane<T>& p, const Vec<Acc<T>> (&weights)[9], int64_t i0,
+                                          int64_t i1, Along&... along) {
+  constexpr int64_t lanes = kLanes<Acc<T>>;
+  constexpr std::integral_constant<int, int(lanes)> whole;
+  const int64_t end = p.w - lanes;  // where the last vector begins
+  p.fetch_next(i0, i1);
+  depthwise_strip<true, false>(p, weights, i0, i1, {0, lanes}, whole, along...);
+  int64_t j = 2 * lanes;
+  for (; j + 2 * lanes < end; j += 2 * lanes)
+    depthwise_strip<false, false>(p, weights, i0, i1, {j, j + lanes}, whole, along...);
+  if (j + lanes < end)
+    depthwise_strip<false, true>(p, weights, i0, i1, {j, j + lanes, end}, whole);
+  else
+    depthwise_strip<false, true>(p, weights, i0, i1, {j, end}, whole, along...);
+}
+
+// Rows [row0, row1) of a plane. Strips of wide planes end after 16 rows, whose lines are then in the first-level cache
+// for the next strip; after four where results bypass the caches, which should get to memory nearly in its order.
 template <class T>
 void depthwise_3x3(const DepthwisePlane<T>& p, int64_t row0, int64_t row1) {
   using A = Acc<T>;
   constexpr int64_t lanes = kLanes<A>;
   constexpr std::integral_constant<int, int(lanes)> whole;
-  const int64_t end = p.w - lanes;  // where the last vector begins
+  const int64_t end = p.w - lanes;
   Vec<A> weights[9];
   depthwise_weights(p, weights);
   if (end < 0) return depthwise_strip<true, true>(p, weights, row0, row1, {0}, p.w);
@@ -165,17 +182,22 @@ void depthwise_3x3(const DepthwisePlane<T>& p, int64_t row0, int64_t row1) {
   if (end <= lanes) return depthwise_strip<true, true>(p, weights, row0, row1, {0, end}, whole);
   if (end <= 2 * lanes) return depthwise_strip<true, true>(p, weights, row0, row1, {0, lanes, end}, whole);
   const int64_t block = p.streamed ? 4 : 16;
+  for (int64_t i0 = row0; i0 < row1; i0 += block) depthwise_wide_rows(p, weights, i0, std::min(i0 + block, row1));
+}
+
+// The same by way of a run, of planes wider than three vectors. Blocks of few lines, for what a processor has room for
+// on the way to memory, but of three rows or more: strips read a row above and one below theirs.
+template <class T>
+STYLEKERN_NOINLINE void depthwise_3x3(DepthwisePlane<T> p, int64_t row0, int64_t row1, StreamedRun<T>& run) {
+  constexpr int64_t kBlock = 27 * StreamedRun<T>::kLine;
+  Vec<Acc<T>> weights[9];
+  depthwise_weights(p, weights);
+  const int64_t block = std::max<int64_t>(kBlock / p.w, 3);
+  T* const y = p.y;
   for (int64_t i0 = row0; i0 < row1; i0 += block) {
     const int64_t i1 = std::min(i0 + block, row1);
-    p.fetch_next(i0, i1);
-    depthwise_strip<true, false>(p, weights, i0, i1, {0, lanes}, whole);
-    int64_t j = 2 * lanes;
-    for (; j + 2 * lanes < end; j += 2 * lanes)
-      depthwise_strip<false, false>(p, weights, i0, i1, {j, j + lanes}, whole);
-    if (j + lanes < end)
-      depthwise_strip<false, true>(p, weights, i0, i1, {j, j + lanes, end}, whole);
-    else
-      depthwise_strip<false, true>(p, weights, i0, i1, {j, end}, whole);
+    p.y = run.block(y + i0 * p.w, (i1 - i0) * p.w) - i0 * p.w;
+    depthwise_wide_rows(p, weights, i0, i1, run);
   }
 }
 

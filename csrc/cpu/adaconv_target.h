@@ -8,6 +8,7 @@
 #include "instance_norm.h"
 // after what it uses
 #include "adaconv_rows.h"
+#include "streamed_run.h"
 // after what it uses
 #include "adaconv_depthwise_3x3.h"
 // after what they use

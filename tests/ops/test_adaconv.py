@@ -163,7 +163,16 @@ class TestAdaconv(NormalizingSuite, OperatorSuite):
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
     @pytest.mark.parametrize(
         ("size", "c", "h", "w"),
-        [(1, 9, 3700, 64), (1, 9, 512, 65), (3, 9, 3700, 64), (1, 2160, 32, 32), (1, 2160, 16, 64), (3, 2160, 16, 64)],
+        [
+            (1, 9, 3700, 64),
+            (1, 9, 3700, 65),
+            (1, 1, 33000, 65),
+            (1, 720, 45, 67),
+            (1, 2160, 32, 32),
+            (1, 2160, 16, 64),
+            (3, 9, 3700, 64),
+            (3, 2160, 16, 64),
+        ],
     )
     def test_results_too_large_for_a_cache(self, dtype: torch.dtype, size: int, c: int, h: int, w: int) -> None:
         n = 1 if dtype == torch.float64 else 2  # as many bytes as of float32
