@@ -185,14 +185,13 @@ void depthwise_3x3(const DepthwisePlane<T>& p, int64_t row0, int64_t row1) {
   for (int64_t i0 = row0; i0 < row1; i0 += block) depthwise_wide_rows(p, weights, i0, std::min(i0 + block, row1));
 }
 
-// The same by way of a run, of planes wider than three vectors. Blocks of few lines, for what a processor has room for
-// on the way to memory, but of three rows or more: strips read a row above and one below theirs.
+// The same by way of a run, of planes wider than three vectors. In blocks of three rows or more: strips read a row
+// above and one below theirs.
 template <class T>
 STYLEKERN_NOINLINE void depthwise_3x3(DepthwisePlane<T> p, int64_t row0, int64_t row1, StreamedRun<T>& run) {
-  constexpr int64_t kBlock = 27 * StreamedRun<T>::kLine;
   Vec<Acc<T>> weights[9];
   depthwise_weights(p, weights);
-  const int64_t block = std::max<int64_t>(kBlock / p.w, 3);
+  const int64_t block = std::max<int64_t>(StreamedRun<T>::kBlock / p.w, 3);
   T* const y = p.y;
   for (int64_t i0 = row0; i0 < row1; i0 += block) {
     const int64_t i1 = std::min(i0 + block, row1);

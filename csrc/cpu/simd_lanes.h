@@ -283,18 +283,18 @@ STYLEKERN_INLINE void store(T* p, Vec<Acc<T>> v, int64_t count) {
   store_first(p, v, count);
 }
 
+// Caches, as __builtin_prefetch() numbers them.
+inline constexpr int kFirstLevel = 3, kSecondLevel = 2;
+
 // Fetches the lines that lie `ahead` bytes beyond those of `count` values. Processors follow streams by themselves, but
 // lose two rows that take turns: each jumps over the other's lines, which were there before.
-template <int count, int ahead, class T>
+template <int count, int ahead, int cache = kFirstLevel, class T>
 STYLEKERN_INLINE void fetch_ahead(const T* p) {
   constexpr uintptr_t kLine = 64;
 #pragma GCC unroll 4
   for (uintptr_t at = ahead; at < ahead + count * sizeof(T); at += kLine)
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + at));
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + at), 0, cache);
 }
-
-// Caches, as __builtin_prefetch() numbers them.
-inline constexpr int kFirstLevel = 3, kSecondLevel = 2;
 
 // Fetches a row of w values. (Inlined, as what follows: calls of a function that does nothing else are left out, as if
 // it did nothing.)

@@ -12,6 +12,8 @@ template <class T>
 class StreamedRun {
  public:
   static constexpr int64_t kLine = 64 / sizeof(T);
+  // About what a block should have: few lines, for what a processor has room for on the way to memory.
+  static constexpr int64_t kBlock = 27 * kLine;
 
   // Lines of a block that wait, for who sends them off beside other work.
   struct Steps {
@@ -19,7 +21,7 @@ class StreamedRun {
     T* to;
     int64_t lines;
 
-    // A few lines: as many as two vectors of multiply-adds have time for.
+    // Four lines: about what two vectors of multiply-adds have time for, and as many as four bands have of it.
     STYLEKERN_ALWAYS_INLINE void take() {
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
@@ -33,6 +35,9 @@ class StreamedRun {
   };
   STYLEKERN_ALWAYS_INLINE Steps begin() const { return waiting_; }
   STYLEKERN_ALWAYS_INLINE void end(const Steps& steps) { waiting_ = steps; }
+
+  // Sends off a few.
+  STYLEKERN_ALWAYS_INLINE void send_some() { waiting_.take(); }
 
   // Where to write the next `count` values, which are for `to`. Those of the block before are written.
   STYLEKERN_NOINLINE T* block(T* to, int64_t count) {

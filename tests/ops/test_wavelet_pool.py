@@ -84,10 +84,11 @@ class TestWaveletPool(OperatorSuite):
             self.check(make(n=1, c=2, h=3, w=w, odd=odd), "cpu", dtype)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-    @pytest.mark.parametrize(("h", "w"), [(1900, 128), (512, 129)])
-    def test_results_too_large_for_a_cache(self, dtype: torch.dtype, h: int, w: int) -> None:
+    @pytest.mark.parametrize("odd", ["floor", "pad"])
+    @pytest.mark.parametrize(("c", "h", "w"), [(9, 1900, 128), (9, 1901, 129), (1, 4099, 521), (160, 101, 130)])
+    def test_results_too_large_for_a_cache(self, dtype: torch.dtype, c: int, h: int, w: int, odd: str) -> None:
         n = 1 if dtype == torch.float64 else 2  # as many bytes as of float32
-        self.check(make(n=n, c=9, h=h, w=w, odd="pad"), "cpu", dtype)
+        self.check(make(n=n, c=c, h=h, w=w, odd=odd), "cpu", dtype)
 
     def test_a_direct_call_of_the_registered_op_reads_nothing_outside(self, compiled_op: Any) -> None:
         with pytest.raises(RuntimeError, match=r"must be \[N, C, H, W\]"):

@@ -84,10 +84,14 @@ class TestWaveletUnpool(OperatorSuite):
             self.check(make(n=1, c=2, h=2, w=w, size=size), "cpu", dtype)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-    @pytest.mark.parametrize(("h", "w"), [(950, 64), (256, 65)])
-    def test_results_too_large_for_a_cache(self, dtype: torch.dtype, h: int, w: int) -> None:
+    @pytest.mark.parametrize(
+        ("h", "w", "size"), [(950, 64, None), (950, 65, None), (950, 65, (1899, 129)), (951, 66, (1902, 131))]
+    )
+    def test_results_too_large_for_a_cache(
+        self, dtype: torch.dtype, h: int, w: int, size: tuple[int, int] | None
+    ) -> None:
         n = 1 if dtype == torch.float64 else 2  # as many bytes as of float32
-        self.check(make(n=n, c=9, h=h, w=w), "cpu", dtype)
+        self.check(make(n=n, c=9, h=h, w=w, size=size), "cpu", dtype)
 
     def test_large_results_of_misaligned_bands(self) -> None:
         self.check(make(n=2, c=9, h=950, w=64), "cpu", torch.float32, "misaligned")
