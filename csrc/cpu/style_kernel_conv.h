@@ -88,7 +88,6 @@ class StyleKernelConvForward {
         cpg_(p_.channels_per_group()),
         three_taps_(p_.kv == 3 && p_.kh == 3 && p_.composition == Composition::kSequential),
         touching_(p_.input.row == p_.w && p_.vertical.row == p_.w && p_.horizontal.row == p_.w),
-        fetched_3x3_(args.fetched && fetches_3x3<T>(p_)),
         fetches_input_(args.fetched && args.mean && waits_in_cache(p_.h * p_.w * int64_t(sizeof(T)))) {}
 
   // Rows [row0, row1) of a sample and group. `next`: the n * groups + g that is this thread's next, or -1.
@@ -150,7 +149,7 @@ class StyleKernelConvForward {
                               bias ? p_.bias.row : 0,
                               p_.padding,
                               args_.streamed,
-                              fetched_3x3_};
+                              args_.fetched};
       if constexpr (V == 0)
         forward_long_rows_3x3(to, from, i0, i1);
       else
@@ -250,7 +249,7 @@ class StyleKernelConvForward {
   PaddedRows<A> t_;
   std::vector<T> zeros_;
   int64_t cpg_;
-  bool three_taps_, touching_, fetched_3x3_, fetches_input_;
+  bool three_taps_, touching_, fetches_input_;
 };
 
 }  // namespace stylekern::STYLEKERN_TARGET

@@ -163,26 +163,14 @@ struct OutputPlane {
   Padding padding;
   bool streamed, fetched;
 
-  // What rows of `values` read that come later than these.
+  // What rows of `values` read that come later than these. Processors follow six streams that go on side by side by
+  // themselves; but they begin anew at each plane, and some pages are behind them before they do well.
   STYLEKERN_ALWAYS_INLINE void fetch_filters(const T* v_row, const T* u_row, const T* bias_row, int64_t values) const {
     if (!fetched) return;
     fetch_rows_ahead(v_row, values, v_tap, 3), fetch_rows_ahead(u_row, values, u_tap, 3);
     fetch_rows_ahead(bias_row, values, 0, 1);
   }
 };
-
-// Whether filters that come from memory should be fetched ahead. Six streams that go on side by side the processor
-// follows by itself; but it begins anew at each plane, and some pages are behind it before it does well. Measured on
-// AVX2 and AVX-512 (Zen 5): 0.5 to 1 of the time where this says so, but up to 1.13 for 16-bit planes that caches still
-// have; else 0.8 to 1.15, by the memory of the moment. Rows in registers wait for less: floats only lose.
-// (Forward, rows of eight vectors of floats ask for nothing.)
-template <class T>
-bool fetches_3x3(const StyleKernelConv& p) {
-  constexpr int64_t lanes = kLanes<Acc<T>>;
-  const int64_t values = p.h * p.w;
-  if (sizeof(T) == 2) return p.w != 2 * lanes && values <= 1 << 14;
-  return p.w != 2 * lanes && p.w != 4 * lanes && values < 1 << 12;
-}
 
 // y[j] = sum_b horizontal[b,j] * t[j+b-1] + bias[j], rows [i0, i1)
 template <class T>

@@ -42,6 +42,7 @@ STYLEKERN_NOINLINE void forward_short_rows_3x3(const OutputPlane<T>& to, const I
   const auto row = [&](int64_t at, auto&& of_x) STYLEKERN_ALWAYS_INLINE {
     if constexpr (streamed) {  // so large that the next plane comes from memory
       fetch_row(next + at, w);
+      to.fetch_filters(v0 + at, u0 + at, bias, w);
     } else if constexpr (sizeof(T) == 2 && V > 2) {  // whose conversions leave less room to look ahead
       if (to.fetched) to.fetch_filters(v0 + at, u0 + at, bias, w), fetch_row(next + at, w);
     }

@@ -17,7 +17,7 @@ struct StyleKernelConvArgs {
   double eps = 0;
   int64_t correction = 0;
   bool streamed = false;  // the output bypasses the caches
-  bool fetched = false;   // filters come from memory: fetched ahead where the processor does not by itself
+  bool fetched = false;   // rows of filters are fetched ahead
 };
 
 template <class T>

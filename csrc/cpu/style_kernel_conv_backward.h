@@ -23,8 +23,7 @@ class StyleKernelConvBackward {
         grad_t_(p_.w, p_.rh()),
         spread_(p_.w, p_.rh()),
         zeros_(size_t(p_.w)),
-        offset_(p_.padding == Padding::kNone ? p_.rv() : 0),
-        fetched_3x3_(args.fetched && fetches_3x3<T>(p_)) {}
+        offset_(p_.padding == Padding::kNone ? p_.rv() : 0) {}
 
   // Rows [row0, row1) of grad_vertical and grad_horizontal, and of the gradient of the (normalised) x, whose dense
   // planes, one a channel of the group, start at grad_x.
@@ -182,7 +181,7 @@ class StyleKernelConvBackward {
         to.fresh[a] = (a == 2 && i + 1 < p_.h) || (a == 1 && i == std::max<int64_t>(row0_ - 1, 0));
       }
       const T* const grad = args_.grad + p_.grad.at(n_, c) + i * p_.grad.row;
-      if (fetched_3x3_) {
+      if (args_.fetched) {
         fetch_rows_ahead(v_row(i), p_.w, p_.vertical.tap, 3), fetch_rows_ahead(u_row(i), p_.w, p_.horizontal.tap, 3);
         fetch_rows_ahead(grad, p_.w, 0, 1);
         if (to.v && !to.streamed) fetch_rows_ahead(to.v, p_.w, tap_stride, 3);
@@ -328,7 +327,6 @@ class StyleKernelConvBackward {
   std::vector<T> zeros_;
   std::optional<GradientSums> sums_;
   int64_t offset_;
-  bool fetched_3x3_;
   int64_t n_ = 0, g_ = 0, row0_ = 0, row1_ = 0, own0_ = 0, own1_ = 0;
   const T *v_ = nullptr, *u_ = nullptr;
   A* grad_x_ = nullptr;
