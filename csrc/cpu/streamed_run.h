@@ -21,7 +21,7 @@ class StreamedRun {
     T* to;
     int64_t lines;
 
-    // Four lines: about what two vectors of multiply-adds have time for, and as many as four bands have of it.
+    // Four lines: about what there is time for beside two vectors of multiply-adds, or one of each of four bands.
     STYLEKERN_ALWAYS_INLINE void take() {
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
@@ -47,10 +47,11 @@ class StreamedRun {
     const int64_t past = int64_t(reinterpret_cast<uintptr_t>(to) / sizeof(T) % kLine);
     std::vector<T>& buffer = buffers_[turn_ ^= 1];
     if (const size_t needed = size_t(past + count + 3 * kLine); buffer.size() < needed) buffer.resize(needed);
-    const uintptr_t address =
-        reinterpret_cast<uintptr_t>(buffer.data());  // a line before the block is room for the rest
+    const uintptr_t address = reinterpret_cast<uintptr_t>(buffer.data());
     block_ = buffer.data() + (64 - address % 64) % 64 / sizeof(T) + kLine;
-    if (follows)  // a line's worth of values: the last ones were stored as a vector, and are there as that at once
+    // The rest is copied with what is before it, to which there is a line's room: a vector that was just stored can be
+    // loaded at once as the whole that it was.
+    if (follows)
       std::memcpy(block_ + past - kLine, end - kLine, 64);
     else
       first_ = past;
