@@ -132,12 +132,14 @@ std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::opt
     args.rstd = normalize ? mutable_data<A>(rstd) : nullptr;
     args.eps = eps, args.correction = correction;
     // Blocks of outputs and rows are eight places in turn; a depthwise row is stored two vectors at a time. Between
-    // small planes, reads and writes of memory alternate too often: with planes of 1 KiB, 1.2 times the time, which
-    // from 4 KiB on is 0.55 to 0.95; by way of a run, up to 1.2 times with 5 KiB, from 8 KiB on 0.5 to 0.9 (Zen 4).
-    const int64_t plane = p.h * p.w * int64_t(sizeof(T)), bytes = (input.numel() + output.numel()) * int64_t(sizeof(T));
-    args.streamed = sizeof(T) >= 4 && (streams_whole_lines() || p.depthwise_3x3()) && plane >= (1 << 11) &&
-                    worth_streaming(args.output, bytes, p.w * int64_t(sizeof(T)));
-    args.in_runs = !args.streamed && p.depthwise_3x3() && plane >= (1 << 13) && worth_a_run(bytes);
+    // small planes, reads and writes of memory alternate too often. Measured on Zen 4. Streamed: 1.2 times the time
+    // with planes of 1 KiB, 0.7 to 1 with 2 KiB, less with more. By way of a run: up to 1.2 with 5 KiB, 0.5 to 0.9 from
+    // 8 KiB on; but 1.5 and more with rows of a MiB, of which a block is no longer a small part of a cache.
+    const int64_t size = sizeof(T), plane = p.h * p.w * size, bytes = (input.numel() + output.numel()) * size;
+    args.streamed = size >= 4 && (streams_whole_lines() || p.depthwise_3x3()) && plane >= (1 << 11) &&
+                    worth_streaming(args.output, bytes, p.w * size);
+    args.in_runs =
+        !args.streamed && p.depthwise_3x3() && plane >= (1 << 13) && p.w * size <= (1 << 16) && worth_a_run(bytes);
     forward(args);
   });
   return {output, mean, rstd};

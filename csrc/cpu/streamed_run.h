@@ -12,7 +12,8 @@ template <class T>
 class StreamedRun {
  public:
   static constexpr int64_t kLine = 64 / sizeof(T);
-  // About what a block should have: few lines, for what a processor has room for on the way to memory.
+  // About what a block should have, as far as whole rows allow: few lines, for what a processor has room for on the way
+  // to memory.
   static constexpr int64_t kBlock = 27 * kLine;
 
   // Lines of a block that wait, for who sends them off beside other work.

@@ -112,6 +112,7 @@ struct GradientPlane {
   int64_t h, w, v_row, v_tap, u_row, u_tap, g_row;
   Padding padding;
   bool streamed;  // grad_v and grad_u bypass the caches
+  bool fetched;   // v, u and g are fetched ahead
 };
 
 // grad_horizontal[b,j] = g[j] * t[j+b-1]
@@ -142,6 +143,10 @@ STYLEKERN_INLINE void backward_short_rows_3x3(const GradientPlane<T>& to, const 
   const auto row = [&](int64_t i) STYLEKERN_ALWAYS_INLINE {
     from.load_row(i + 1, below);
     const T *const v = to.v + i * to.v_row, *const u = to.u + i * to.u_row;
+    if (to.fetched) {
+      fetch_rows_ahead(v, V * lanes, to.v_tap, 3), fetch_rows_ahead(u, V * lanes, to.u_tap, 3);
+      fetch_rows_ahead(to.g + i * to.g_row, V * lanes, 0, 1);
+    }
     const bool own = i >= row0 && i < row1;
     Vec<A> g[V];
 #pragma GCC unroll 4

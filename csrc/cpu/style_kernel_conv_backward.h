@@ -143,7 +143,8 @@ class StyleKernelConvBackward {
                                 p_.horizontal.tap,
                                 p_.grad.row,
                                 p_.padding,
-                                args_.streamed};
+                                args_.streamed,
+                                args_.fetched};
       RunningGradientSums<A> sums;
       backward_short_rows_3x3<V>(to, input_plane(g_), row0_, row1_,
                                  [&](const Vec<A>(&x)[V], const Vec<A>(&grad)[V]) STYLEKERN_ALWAYS_INLINE {

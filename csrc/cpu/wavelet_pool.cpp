@@ -9,11 +9,13 @@
 namespace stylekern {
 namespace {
 
-// Whether results that are not streamed bypass the caches by way of blocks: where rows are long. Zen 4, AVX-512 and
-// AVX2: 0.7 to 1 of the time with bands of 256 bytes a row and more, 0.9 to 1.3 with 180; with 16-bit values, 1 to 1.3.
+// Whether results that are not streamed bypass the caches by way of blocks. Zen 4, AVX-512 and AVX2: 0.7 to 1.1 of the
+// time with bands of 256 to 2,048 bytes a row, 0.9 to 1.3 with 180; with 8 KiB, unpooling takes 1.1 to 1.2. With 16-bit
+// values, 1 to 1.3.
 template <class T>
 bool worth_runs(const WaveletPool& p, int64_t bytes) {
-  return sizeof(T) >= 4 && p.band_w * int64_t(sizeof(T)) >= 256 && worth_a_run(bytes);
+  const int64_t row = p.band_w * int64_t(sizeof(T));
+  return sizeof(T) >= 4 && row >= 256 && row <= 2048 && worth_a_run(bytes);
 }
 
 }  // namespace
