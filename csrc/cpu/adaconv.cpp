@@ -133,8 +133,8 @@ std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::opt
     args.eps = eps, args.correction = correction;
     // Blocks of outputs and rows are eight places in turn; a depthwise row is stored two vectors at a time. Between
     // small planes, reads and writes of memory alternate too often. Measured on Zen 4. Streamed: 1.2 times the time
-    // with planes of 1 KiB, 0.7 to 1 with 2 KiB, less with more. By way of a run: up to 1.2 with 5 KiB, 0.5 to 0.9 from
-    // 8 KiB on; but 1.5 and more with rows of a MiB, of which a block is no longer a small part of a cache.
+    // with planes of 1 KiB, 0.7 to 1 with 2 KiB, 0.55 to 0.95 from 4 KiB on. By way of a run: up to 1.2 with 5 KiB, 0.5
+    // to 0.9 from 8 KiB on; but 1.5 and more with rows of a MiB, of which a block is no longer a small part of a cache.
     const int64_t size = sizeof(T), plane = p.h * p.w * size, bytes = (input.numel() + output.numel()) * size;
     args.streamed = size >= 4 && (streams_whole_lines() || p.depthwise_3x3()) && plane >= (1 << 11) &&
                     worth_streaming(args.output, bytes, p.w * size);

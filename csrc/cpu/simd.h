@@ -151,8 +151,8 @@ const char* cpu_target_name(Target target);
 // backward pass break even or lose up to a third, four that are walked together lose 10 to 35 %, six and eight half.
 inline bool streams_whole_lines() { return cpu_target() == Target::kAvx512; }
 
-// Whether results that worth_streaming() does not say are to be streamed should bypass the caches all the same, by way
-// of a block (see streamed_run.h): rows that are no whole lines, and those of which a vector is only half a line.
+// Whether results that are not stored past the caches directly should get there by way of a block (see streamed_run.h):
+// rows that are no whole lines, and those of which a vector is only half a line.
 inline bool worth_a_run(int64_t bytes) { return is_large(bytes) && cpu_target() != Target::kBaseline; }
 
 }  // namespace stylekern
