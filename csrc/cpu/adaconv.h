@@ -97,10 +97,13 @@ class AdaConvForward {
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next, int64_t ahead) {
     if (depthwise_) return depthwise(n, g, row0, row1, next, ahead);
     const int64_t tile = x_.tile();
+    const T* const after =
+        next < 0 ? nullptr : args_.input + p_.input.at(next / p_.groups, next % p_.groups * p_.group_in());
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);
       x_.fill(args_.input, args_.mean, args_.rstd, n, g, i0, i1);
-      for_blocks(group_out_, [&](int64_t first, auto size) { block<size>(n, g, first, i0, i1); });
+      for_blocks(group_out_,
+                 [&](int64_t first, auto size) { block<size>(n, g, first, i0, i1, first == 0 ? after : nullptr); });
     }
     if (args_.streamed) finish_streams();
   }
@@ -141,21 +144,25 @@ class AdaConvForward {
     if (args_.streamed) finish_streams();
   }
 
-  // B outputs of the group from `first` on.
+  // B outputs of the group from `first` on. `next`: the group to fetch meanwhile, or null.
   template <int B>
-  void block(int64_t n, int64_t g, int64_t first, int64_t i0, int64_t i1) {
+  void block(int64_t n, int64_t g, int64_t first, int64_t i0, int64_t i1, const T* next) {
     const int64_t no = n * p_.out_c + g * group_out_ + first;
     const A* const weights = this->weights(no, B);
     const A* const bias = args_.bias ? args_.bias + no : nullptr;
     for_row_blocks<kBlockRows<B>>(i1 - i0, [&](int64_t i, auto rows) {
       T* const y = args_.output + (no * p_.h + i0 + i) * p_.w;
+      FetchedRows fetched;
+      if (next) fetched.next = {next + (i0 + i) * p_.input.row, p_.input.p, p_.input.row};
+      if (!args_.streamed) fetched.results = {y, p_.h * p_.w, p_.w};
       if constexpr (std::is_same_v<T, A>) {
-        convolve_rows<B, rows>(x_.from(i), weights, bias, TargetPlanes<A>{y, p_.h * p_.w, p_.w, args_.streamed}, p_.w);
+        convolve_rows<B, rows>(x_.from(i), weights, bias, TargetPlanes<A>{y, p_.h * p_.w, p_.w, args_.streamed},
+                               fetched, p_.w);
       } else {
         converted_.resize(B * rows);
         const int64_t stride = converted_.stride();
         convolve_rows<B, rows>(x_.from(i), weights, bias, TargetPlanes<A>{converted_.row(0), rows * stride, stride},
-                               p_.w);
+                               fetched, p_.w);
         for (int k = 0; k < B; ++k) convert(k * rows, rows, y + k * p_.h * p_.w);
       }
     });

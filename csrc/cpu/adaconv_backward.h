@@ -128,10 +128,12 @@ class AdaConvBackwardInput {
     for_row_blocks<kBlockRows<B>>(count, [&](int64_t i, auto rows) {
       rows_.resize(B * rows);
       const int64_t stride = rows_.stride();
+      FetchedRows fetched;
+      fetched.results = {grad_x + (first * p_.h + i) * p_.w, p_.h * p_.w, p_.w};
       convolve_rows<B, rows>(
           SourcePlanes<A>{g_.row(i) - (p_.kw - 1), g_rows_ * g_.stride(), g_.stride(), p_.group_out(), p_.kh, p_.kw},
           weights, static_cast<const A*>(nullptr), TargetPlanes<A>{rows_.row(0) - p_.left(), rows * stride, stride},
-          p_.w + p_.kw - 1);
+          fetched, p_.w + p_.kw - 1);
       for (int k = 0; k < B; ++k) take(k * rows, rows, grad_x + ((first + k) * p_.h + i) * p_.w, more);
     });
   }

@@ -40,8 +40,43 @@ struct TargetPlanes {
   bool streamed = false;
 };
 
-// The kernels of a block of outputs, weights[m][a][b][output], so that what one value of x is multiplied with is
-// together.
+// f(k, row k) for `count` rows, `stride` apart.
+template <int count, class A, class F>
+STYLEKERN_INLINE void for_rows(A* row, int64_t stride, F&& f) {
+#pragma GCC unroll 10
+  for (int k = 0; k < count; ++k) {
+    if (k > 0) row = in_register(row + stride);
+    f(k, row);
+  }
+}
+
+// Rows of planes that are fetched beside a block's, or none: of values of any type.
+class RowsToFetch {
+ public:
+  RowsToFetch() = default;
+  template <class T>
+  RowsToFetch(const T* x, int64_t plane, int64_t row)
+      : x_(reinterpret_cast<const char*>(x)), value_(sizeof(T)), plane_(plane * value_), row_(row * value_) {}
+
+  explicit operator bool() const { return x_; }
+  // Column j of R rows of a plane.
+  template <int R, int... hints>
+  STYLEKERN_ALWAYS_INLINE void fetch(int64_t plane, int64_t j) const {
+    for_rows<R>(x_ + plane * plane_ + j * value_, row_,
+                [](int, const char* x) STYLEKERN_ALWAYS_INLINE { __builtin_prefetch(x, hints...); });
+  }
+
+ private:
+  const char* x_ = nullptr;
+  int64_t value_ = 0, plane_ = 0, row_ = 0;
+};
+
+struct FetchedRows {
+  RowsToFetch next;     // of each source plane: what is read from memory next
+  RowsToFetch results;  // of each output: stored at so many places in turn, each would wait for its line
+};
+
+// The kernels of a block of outputs, weights[m][b][a][output], in the order in which they are multiplied with.
 template <class A>
 class BlockWeights {
  public:
@@ -51,8 +86,8 @@ class BlockWeights {
     values_.resize(size_t(planes * kh * kw * outputs));
     A* to = values_.data();
     for (int64_t m = 0; m < planes; ++m)
-      for (int a = 0; a < kh; ++a)
-        for (int b = 0; b < kw; ++b)
+      for (int b = 0; b < kw; ++b)
+        for (int a = 0; a < kh; ++a)
           for (int o = 0; o < outputs; ++o) *to++ = weight(m, o, a, b);
     return values_.data();
   }
@@ -62,62 +97,84 @@ class BlockWeights {
 };
 
 // Rows that a block of B outputs computes at once. The sums of 16 vectors cover an FMA's latency several times over and
-// leave room for x and weights; a target of 16 registers has half.
+// leave room for the rows of x and a weight; a target of 16 registers has half, and fewer where each row has but one.
 template <int B>
-inline constexpr int kBlockRows = std::min(8, (kBytes == 64 ? 16 : 8) / B);
+inline constexpr int kBlockRows = kBytes == 64 ? std::min(8, 16 / B) : std::min(6, 8 / B);
 
-// y[o,r,j] = bias[o] + sum over m, a, b of weights[m,a,b,o] * x[m,r+a,j+b], for B outputs and R rows.
+// y[o,r,j] = bias[o] + sum over m, b, a of weights[m,b,a,o] * x[m,r+a,j+b], for B outputs and R rows.
 //
-// Tap by tap: R vectors of x and one weight at a time lie in registers beside the sums, and each is used B times or R
-// times. (Row by row, x would be loaded less often still, but weights then wait in registers for the rows to come, and
-// do not fit.)
+// Column by column of K taps: all rows of x that they reach lie in registers beside the sums, and with them one weight
+// at a time; each row of x is used up to B * K times, a weight R times.
 template <int K, int B, int R, class A, class N>
 STYLEKERN_INLINE void convolve_vector(const SourcePlanes<A>& from, const A* weights, const A* bias,
-                                      const TargetPlanes<A>& to, int64_t j, N count) {
-  const int kh = K ? K : from.kh, kw = K ? K : from.kw;
+                                      const TargetPlanes<A>& to, const FetchedRows& fetched, int64_t j, N count) {
+  if (fetched.results)
+#pragma GCC unroll 8
+    for (int o = 0; o < B; ++o) fetched.results.fetch<R, 1>(o, j);
   Vec<A> sum[B][R];
 #pragma GCC unroll 8
   for (int o = 0; o < B; ++o)
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) sum[o][r] = broadcast(bias ? bias[o] : A(0));
+  // One tap, which meets x[0] in row 0 and so on.
+  const auto add = [&](const Vec<A>* x) STYLEKERN_ALWAYS_INLINE {
+#pragma GCC unroll 8
+    for (int o = 0; o < B; ++o) {
+      const Vec<A> weight = broadcast(*weights++);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sum[o][r] = fma(weight, x[r], sum[o][r]);
+    }
+  };
   const A* plane = from.x + j;
   for (int64_t m = 0; m < from.planes; ++m, plane += from.plane) {
-    const A* row = plane;
-    for (int a = 0; a < kh; ++a, row += from.row)
+    if (fetched.next) fetched.next.fetch<R, 0, kSecondLevel>(m, j);
+    if constexpr (K > 0) {
 #pragma GCC unroll 3
-      for (int b = 0; b < kw; ++b, weights += B) {
-        Vec<A> x[R];
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) x[r] = in_register(load(row + r * from.row + b));
-#pragma GCC unroll 8
-        for (int o = 0; o < B; ++o) {
-          const Vec<A> weight = broadcast(weights[o]);
-#pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) sum[o][r] = fma(weight, x[r], sum[o][r]);
-        }
+      for (int b = 0; b < K; ++b) {
+        Vec<A> x[R + K - 1];
+        for_rows<R + K - 1>(plane + b, from.row,
+                            [&](int r, const A* row) STYLEKERN_ALWAYS_INLINE { x[r] = in_register(load(row)); });
+#pragma GCC unroll 3
+        for (int a = 0; a < K; ++a) add(x + a);
       }
+    } else {
+      for (int b = 0; b < from.kw; ++b)
+        for (int a = 0; a < from.kh; ++a) {
+          Vec<A> x[R];
+          for_rows<R>(plane + a * from.row + b, from.row,
+                      [&](int r, const A* row) STYLEKERN_ALWAYS_INLINE { x[r] = in_register(load(row)); });
+          add(x);
+        }
+    }
   }
-#pragma GCC unroll 8
-  for (int o = 0; o < B; ++o)
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) store_or_stream(to.y + o * to.plane + r * to.row + j, sum[o][r], count, to.streamed);
+  for_rows<B>(to.y + j, to.plane, [&](int o, A* plane) STYLEKERN_ALWAYS_INLINE {
+    for_rows<R>(plane, to.row,
+                [&](int r, A* y) STYLEKERN_ALWAYS_INLINE { store_or_stream(y, sum[o][r], count, to.streamed); });
+  });
 }
 
 // R rows of w values, K taps both ways where that is known when compiling, else 0.
 template <int K, int B, int R, class A>
-STYLEKERN_NOINLINE void convolve_block(const SourcePlanes<A> from, const A* weights, const A* bias,
-                                       const TargetPlanes<A> to, int64_t w) {
-  for_vectors<A>(w, [&](int64_t j, auto count)
-                        STYLEKERN_ALWAYS_INLINE { convolve_vector<K, B, R>(from, weights, bias, to, j, count); });
+STYLEKERN_NOINLINE void convolve_block(const SourcePlanes<A>& source, const A* weights, const A* bias,
+                                       const TargetPlanes<A>& target, const FetchedRows& beside, int64_t w) {
+  // Copies: a store might be to one of them, for all that the compiler knows. (Passed by value, they are copied in
+  // vectors, which wait for the parts to get to memory, behind all results that are on their way there.)
+  const SourcePlanes<A> from = source;
+  const TargetPlanes<A> to = target;
+  const FetchedRows fetched = beside;
+  for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+    convolve_vector<K, B, R>(from, weights, bias, to, fetched, j, count);
+  });
 }
 
 // R rows of w values, for B outputs.
 template <int B, int R, class A>
-void convolve_rows(const SourcePlanes<A>& from, const A* weights, const A* bias, const TargetPlanes<A>& to, int64_t w) {
+void convolve_rows(const SourcePlanes<A>& from, const A* weights, const A* bias, const TargetPlanes<A>& to,
+                   const FetchedRows& fetched, int64_t w) {
   if (from.kh == 3 && from.kw == 3)
-    convolve_block<3, B, R>(from, weights, bias, to, w);
+    convolve_block<3, B, R>(from, weights, bias, to, fetched, w);
   else
-    convolve_block<0, B, R>(from, weights, bias, to, w);
+    convolve_block<0, B, R>(from, weights, bias, to, fetched, w);
 }
 
 // Calls block(i, size) for blocks of R rows, or of one, that cover [0, rows). The last block reaches back over rows

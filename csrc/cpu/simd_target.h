@@ -47,6 +47,14 @@ STYLEKERN_INLINE V in_register(V v) {
   return v;
 }
 
+// The same of a pointer that walks along rows: compilers else compute where each row is once for all, and keep that in
+// memory.
+template <class T>
+STYLEKERN_INLINE T* in_register(T* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+
 // a * b + c, rounded once where the target can. The compiler contracts nothing by itself (-ffp-contract=off): of two
 // products it would fuse one here and the other there, and where a kernel is inlined twice, results would differ in
 // their last bits with the path that was taken.
