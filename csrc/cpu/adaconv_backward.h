@@ -197,12 +197,7 @@ class AdaConvBackwardKernel {
         for_pairs(first, last, [&](int64_t o, auto outputs) {
           double* const sums = sums_.data() + (o - first) * p_.group_in() * taps;
           const Strip area{grad(n, g, o) + i0 * p_.grad.row + j0, rows, std::min(strip, p_.w - j0)};
-          for (int64_t m = 0; m < p_.group_in(); ++m) {
-            if (p_.kh == 3 && p_.kw == 3)
-              add_3x3<outputs>(area, m, j0, sums + m * taps);
-            else
-              add<outputs>(area, m, j0, sums + m * taps);
-          }
+          for (int64_t m = 0; m < p_.group_in(); ++m) add<outputs>(area, m, j0, sums + m * taps);
         });
     }
     A* const out = args_.grad_kernel + (n * p_.out_c + g * p_.group_out() + first) * p_.group_in() * taps;
@@ -245,56 +240,66 @@ class AdaConvBackwardKernel {
     return sum.total();
   }
 
-  // Down a column of vectors, a row of x meets three rows of g, which stay in registers.
+  // All taps, nine at a time, or those of a column that are left.
   template <int B>
-  void add_3x3(const Strip& area, int64_t m, int64_t j0, double* sums) const {
+  void add(const Strip& area, int64_t m, int64_t j0, double* sums) const {
+    for (int a = 0, rows; a < p_.kh; a += rows) {
+      rows = std::min(3, p_.kh - a);
+      for (int b = 0; b < p_.kw;) {
+        const Taps taps{m, a, b};
+        if (rows == 3 && b + 3 <= p_.kw)
+          add_taps<B, 3, 3>(area, taps, j0, sums), b += 3;
+        else if (rows == 3)
+          add_taps<B, 3, 1>(area, taps, j0, sums), ++b;
+        else if (rows == 2)
+          add_taps<B, 2, 1>(area, taps, j0, sums), ++b;
+        else
+          add_taps<B, 1, 1>(area, taps, j0, sums), ++b;
+      }
+    }
+  }
+
+  // The first of some taps, of channel m of the group.
+  struct Taps {
+    int64_t m;
+    int a, b;
+  };
+
+  // Down a column of vectors, a row of x meets as many rows of g as taps lie below each other, which stay in registers.
+  template <int B, int rows, int columns>
+  void add_taps(const Strip& area, const Taps& taps, int64_t j0, double* sums) const {
     const SourcePlanes<A> from = x_.from(0);
-    const A* const x = from.x + m * from.plane + j0;
-    const int64_t g_row = p_.grad.row, g_plane = p_.grad.p, x_row = from.row;
-    Vec<A> part[B][3][3] = {};
+    const A* const x = from.x + taps.m * from.plane + taps.a * from.row + taps.b + j0;
+    const int64_t g_row = p_.grad.row, g_plane = p_.grad.p, x_row = from.row, x_rows = area.rows + rows - 1;
+    Vec<A> part[B][rows][columns] = {};
     for_vectors<A>(area.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-      Vec<A> g[B][3] = {};  // of rows q, q - 1, q - 2
+      Vec<A> g[B][rows] = {};  // of rows q, q - 1, q - 2
       const auto row = [&](int64_t q, bool all) STYLEKERN_ALWAYS_INLINE {
 #pragma GCC unroll 2
         for (int o = 0; o < B; ++o) {
-          g[o][2] = g[o][1], g[o][1] = g[o][0];
+#pragma GCC unroll 2
+          for (int a = rows - 1; a > 0; --a) g[o][a] = g[o][a - 1];
           if (all || q < area.rows) g[o][0] = load(area.g + o * g_plane + q * g_row + j, count);
         }
 #pragma GCC unroll 3
-        for (int b = 0; b < 3; ++b) {
+        for (int b = 0; b < columns; ++b) {
           const Vec<A> xb = load(x + q * x_row + j + b, count);
 #pragma GCC unroll 3
-          for (int a = 0; a < 3; ++a)
+          for (int a = 0; a < rows; ++a)
             if (all || (q >= a && q - a < area.rows))
 #pragma GCC unroll 2
               for (int o = 0; o < B; ++o) part[o][a][b] = fma(g[o][a], xb, part[o][a][b]);
         }
       };
-      for (int64_t q = 0; q < area.rows + 2; ++q) {
-        for (; q >= 2 && q < area.rows; ++q) row(q, true);
-        row(q, false);  // the first two and the last two
+      for (int64_t q = 0; q < x_rows; ++q) {
+        for (; q >= rows - 1 && q < area.rows; ++q) row(q, true);
+        if (q < x_rows) row(q, false);  // the first and the last, of which not all taps read
       }
     });
     for (int o = 0; o < B; ++o)
-      for (int a = 0; a < 3; ++a)
-        for (int b = 0; b < 3; ++b) sums[o * p_.group_in() * 9 + 3 * a + b] += total(part[o][a][b]);
-  }
-
-  template <int B>
-  void add(const Strip& area, int64_t m, int64_t j0, double* sums) const {
-    const SourcePlanes<A> from = x_.from(0);
-    const A* const x = from.x + m * from.plane + j0;
-    for (int a = 0; a < p_.kh; ++a)
-      for (int b = 0; b < p_.kw; ++b) {
-        Vec<A> part[B] = {};
-        for (int64_t i = 0; i < area.rows; ++i)
-          for_vectors<A>(area.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-            const Vec<A> xab = load(x + (i + a) * from.row + j + b, count);
-            for (int o = 0; o < B; ++o)
-              part[o] = fma(load(area.g + o * p_.grad.p + i * p_.grad.row + j, count), xab, part[o]);
-          });
-        for (int o = 0; o < B; ++o) sums[(o * p_.group_in() * p_.kh + a) * p_.kw + b] += total(part[o]);
-      }
+      for (int a = 0; a < rows; ++a)
+        for (int b = 0; b < columns; ++b)
+          sums[((o * p_.group_in()) * p_.kh + taps.a + a) * p_.kw + taps.b + b] += total(part[o][a][b]);
   }
 
   AdaConvBackwardArgs<T> args_;

@@ -103,9 +103,9 @@ inline constexpr int kBlockRows = kBytes == 64 ? std::min(8, 16 / B) : std::min(
 
 // y[o,r,j] = bias[o] + sum over m, b, a of weights[m,b,a,o] * x[m,r+a,j+b], for B outputs and R rows.
 //
-// Column by column of K taps: all rows of x that they reach lie in registers beside the sums, and with them one weight
-// at a time; each row of x is used up to B * K times, a weight R times.
-template <int K, int B, int R, class A, class N>
+// Down the columns of taps, up to three at a time: all rows of x that they reach lie in registers beside the sums, and
+// with them one weight at a time. A row of x is used up to 3 * B times then, a weight R times.
+template <int B, int R, class A, class N>
 STYLEKERN_INLINE void convolve_vector(const SourcePlanes<A>& from, const A* weights, const A* bias,
                                       const TargetPlanes<A>& to, const FetchedRows& fetched, int64_t j, N count) {
   if (fetched.results)
@@ -116,7 +116,7 @@ STYLEKERN_INLINE void convolve_vector(const SourcePlanes<A>& from, const A* weig
   for (int o = 0; o < B; ++o)
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) sum[o][r] = broadcast(bias ? bias[o] : A(0));
-  // One tap, which meets x[0] in row 0 and so on.
+  // A tap, which meets x[0] in row 0 and so on.
   const auto add = [&](const Vec<A>* x) STYLEKERN_ALWAYS_INLINE {
 #pragma GCC unroll 8
     for (int o = 0; o < B; ++o) {
@@ -125,26 +125,22 @@ STYLEKERN_INLINE void convolve_vector(const SourcePlanes<A>& from, const A* weig
       for (int r = 0; r < R; ++r) sum[o][r] = fma(weight, x[r], sum[o][r]);
     }
   };
+  // Taps one below the other, the first of which meets `row` in row 0.
+  const auto add_taps = [&]<int... a>(const A* row, std::integer_sequence<int, a...>) STYLEKERN_ALWAYS_INLINE {
+    constexpr int count = R + sizeof...(a) - 1;
+    Vec<A> x[count];
+    for_rows<count>(row, from.row, [&](int r, const A* row) STYLEKERN_ALWAYS_INLINE { x[r] = in_register(load(row)); });
+    (add(x + a), ...);
+  };
   const A* plane = from.x + j;
   for (int64_t m = 0; m < from.planes; ++m, plane += from.plane) {
     if (fetched.next) fetched.next.fetch<R, 0, kSecondLevel>(m, j);
-    if constexpr (K > 0) {
-#pragma GCC unroll 3
-      for (int b = 0; b < K; ++b) {
-        Vec<A> x[R + K - 1];
-        for_rows<R + K - 1>(plane + b, from.row,
-                            [&](int r, const A* row) STYLEKERN_ALWAYS_INLINE { x[r] = in_register(load(row)); });
-#pragma GCC unroll 3
-        for (int a = 0; a < K; ++a) add(x + a);
-      }
-    } else {
-      for (int b = 0; b < from.kw; ++b)
-        for (int a = 0; a < from.kh; ++a) {
-          Vec<A> x[R];
-          for_rows<R>(plane + a * from.row + b, from.row,
-                      [&](int r, const A* row) STYLEKERN_ALWAYS_INLINE { x[r] = in_register(load(row)); });
-          add(x);
-        }
+    for (int b = 0; b < from.kw; ++b) {
+      const A* x = plane + b;
+      int a = 0;
+      for (; a + 3 <= from.kh; a += 3, x += 3 * from.row) add_taps(x, std::make_integer_sequence<int, 3>{});
+      if (from.kh - a == 2) add_taps(x, std::make_integer_sequence<int, 2>{});
+      if (from.kh - a == 1) add_taps(x, std::make_integer_sequence<int, 1>{});
     }
   }
   for_rows<B>(to.y + j, to.plane, [&](int o, A* plane) STYLEKERN_ALWAYS_INLINE {
@@ -153,28 +149,17 @@ STYLEKERN_INLINE void convolve_vector(const SourcePlanes<A>& from, const A* weig
   });
 }
 
-// R rows of w values, K taps both ways where that is known when compiling, else 0.
-template <int K, int B, int R, class A>
-STYLEKERN_NOINLINE void convolve_block(const SourcePlanes<A>& source, const A* weights, const A* bias,
-                                       const TargetPlanes<A>& target, const FetchedRows& beside, int64_t w) {
+// R rows of w values, for B outputs.
+template <int B, int R, class A>
+STYLEKERN_NOINLINE void convolve_rows(const SourcePlanes<A>& source, const A* weights, const A* bias,
+                                      const TargetPlanes<A>& target, const FetchedRows& beside, int64_t w) {
   // Copies: a store might be to one of them, for all that the compiler knows. (Passed by value, they are copied in
   // vectors, which wait for the parts to get to memory, behind all results that are on their way there.)
   const SourcePlanes<A> from = source;
   const TargetPlanes<A> to = target;
   const FetchedRows fetched = beside;
-  for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
-    convolve_vector<K, B, R>(from, weights, bias, to, fetched, j, count);
-  });
-}
-
-// R rows of w values, for B outputs.
-template <int B, int R, class A>
-void convolve_rows(const SourcePlanes<A>& from, const A* weights, const A* bias, const TargetPlanes<A>& to,
-                   const FetchedRows& fetched, int64_t w) {
-  if (from.kh == 3 && from.kw == 3)
-    convolve_block<3, B, R>(from, weights, bias, to, fetched, w);
-  else
-    convolve_block<0, B, R>(from, weights, bias, to, fetched, w);
+  for_vectors<A>(w, [&](int64_t j, auto count)
+                        STYLEKERN_ALWAYS_INLINE { convolve_vector<B, R>(from, weights, bias, to, fetched, j, count); });
 }
 
 // Calls block(i, size) for blocks of R rows, or of one, that cover [0, rows). The last block reaches back over rows
