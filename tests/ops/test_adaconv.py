@@ -60,6 +60,7 @@ class TestAdaconv(NormalizingSuite, OperatorSuite):
         "even-kernel": lambda: make(n=1, k=(2, 4)),
         "pointwise-only": lambda: make(n=1, k=(1, 1)),
         "wide-kernel": lambda: make(n=1, c=2, co=2, size=1, k=(5, 7)),
+        "wide-kernel-of-two-a-group": lambda: make(n=1, k=(7, 5), h=9, padding_mode="zeros"),
         "one-pixel": lambda: make(n=1, h=1, w=1, padding_mode="replicate", eps=1.0),
         "eight-a-group": lambda: make(n=1, c=8, co=24, size=8, h=11, w=21),
         "odd-groups": lambda: make(n=1, c=14, co=14, size=7, h=4, w=33, padding_mode="replicate"),
