@@ -38,14 +38,17 @@ class AdaConvBackwardInput {
 
   // From the gradient of x to the input's, whole planes of a sample and group. grad_x may be grad_input itself.
   void finish(int64_t n, int64_t c, const A* grad_x) const {
-    const int64_t nc = n * p_.c + c;
-    T* const out = args_.grad_input + nc * p_.h * p_.w;
+    const int64_t nc = n * p_.c + c, values = p_.h * p_.w;
+    T* const out = args_.grad_input + nc * values;
+    const bool streamed = args_.streamed;
     if (args_.mean)
       instance_norm_backward(grad_x, args_.input + p_.input.at(n, c), p_.h, p_.w, p_.input.row, args_.mean[nc],
-                             args_.rstd[nc], args_.correction, out);
-    else if constexpr (!std::is_same_v<T, A>)
-      for_vectors<A>(p_.h * p_.w, [&](int64_t j, auto count)
-                                      STYLEKERN_ALWAYS_INLINE { store(out + j, load(grad_x + j, count), count); });
+                             args_.rstd[nc], args_.correction, out, {}, streamed);
+    else if (static_cast<const void*>(grad_x) != out)
+      for_vectors_beside(out, values, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        store_or_stream(out + j, load(grad_x + j, count), count, streamed);
+      });
+    if (streamed) finish_streams();
   }
 
  private:

@@ -123,11 +123,12 @@ struct NormalizeBackward {
   }
 };
 
-// g is dense; it may be grad_x itself. `sums`: where they are known already, added up in the order of
-// PlaneGradientSums.
+// g is dense; it may be grad_x itself, unless that is streamed. `sums`: where they are known already, added up in the
+// order of PlaneGradientSums.
 template <class T>
 void instance_norm_backward(const Acc<T>* g, const T* x, int64_t h, int64_t w, int64_t row, Acc<T> mean, Acc<T> rstd,
-                            int64_t correction, T* grad_x, std::optional<GradientSums> sums = {}) {
+                            int64_t correction, T* grad_x, std::optional<GradientSums> sums = {},
+                            bool streamed = false) {
   using A = Acc<T>;
   const double n = double(h) * double(w);
   flatten(h, w, {row});
@@ -137,9 +138,9 @@ void instance_norm_backward(const Acc<T>* g, const T* x, int64_t h, int64_t w, i
            }).total();
   const NormalizeBackward<A> backward(mean, rstd, *sums, n, correction);
   for (int64_t i = 0; i < h; ++i)
-    for_vectors<A>(w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+    for_vectors_beside(grad_x + i * w, w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
       const Vec<A> xj = backward.normalized(load(x + i * row + j, count));
-      store(grad_x + i * w + j, backward(load(g + i * w + j, count), xj), count);
+      store_or_stream(grad_x + i * w + j, backward(load(g + i * w + j, count), xj), count, streamed);
     });
 }
 

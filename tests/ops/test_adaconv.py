@@ -180,6 +180,10 @@ class TestAdaconv(NormalizingSuite, OperatorSuite):
         n = 1 if dtype == torch.float64 else 2  # as many bytes as of float32
         self.check(make(n=n, c=c, co=c, size=size, h=h, w=w), "cpu", dtype)
 
+    @pytest.mark.parametrize(("h", "w"), [(45, 67), (64, 64)])
+    def test_results_too_large_for_a_cache_that_are_not_normalized(self, h: int, w: int) -> None:
+        self.check(make(c=720, co=720, size=1, h=h, w=w, normalize=False), "cpu", torch.float32)
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("outputs", [1, 2])
     @pytest.mark.parametrize(("h", "w"), [(96, 8), (50, 15), (48, 16), (40, 25), (32, 32), (24, 48)])
