@@ -75,8 +75,8 @@ void backward(AdaConvBackwardArgs<T> args, const Tensor& input) {
   const bool together = others && p.n * p.groups >= 4 * int64_t(torch::stable::get_num_threads());
   if (others && !together) backward_kernel(args);
   // The gradient of x is summed in place; or in a buffer, for 16-bit types, and for depthwise results that then bypass
-  // the caches: a group's planes of this thread, or, where several bands fill a plane, all planes. (Zen 4: 0.75 to 0.9
-  // of the time with planes up to 1 MiB, 1.0 with 4. Other groups do not write a plane at once, and gain nothing.)
+  // the caches: a group's planes of this thread, or, of 16-bit types where several bands fill a plane, all planes. (Zen
+  // 4: 0.75 to 0.9 of the time with planes up to 1 MiB, 1.0 with 4. Other groups gain nothing.)
   const int64_t size = sizeof(T), bytes = (2 * p.n * p.c + p.n * p.out_c) * plane * size;
   args.streamed = std::is_same_v<T, A> && bands == 1 && p.depthwise_3x3() && p.group_out() == 1 &&
                   plane * size <= (1 << 20) &&

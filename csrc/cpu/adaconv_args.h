@@ -26,7 +26,7 @@ struct AdaConvBackwardArgs {
   T* grad_input = nullptr;                             // null: not asked for
   Acc<T>*grad_kernel = nullptr, *grad_bias = nullptr;  // null: not asked for
   int64_t correction = 0;
-  bool streamed = false;  // grad_input bypasses the caches: its planes are finished elsewhere
+  bool streamed = false;  // grad_input bypasses the caches: what it is computed from is elsewhere
 };
 
 }  // namespace stylekern

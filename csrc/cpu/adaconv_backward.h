@@ -36,7 +36,8 @@ class AdaConvBackwardInput {
     for (int64_t i = p_.h; i < p_.h + p_.kh - 1 - p_.top(); ++i) fold(i);
   }
 
-  // From the gradient of x to the input's, whole planes of a sample and group. grad_x may be grad_input itself.
+  // From the gradient of x to the input's, whole planes of a sample and group. grad_x may be grad_input itself,
+  // unless that is streamed.
   void finish(int64_t n, int64_t c, const A* grad_x) const {
     const int64_t nc = n * p_.c + c, values = p_.h * p_.w;
     T* const out = args_.grad_input + nc * values;
@@ -243,7 +244,7 @@ class AdaConvBackwardKernel {
     return sum.total();
   }
 
-  // All taps, nine at a time, or those of a column that are left.
+  // All taps, nine at a time, and in columns of up to three where fewer are left.
   template <int B>
   void add(const Strip& area, int64_t m, int64_t j0, double* sums) const {
     for (int a = 0, rows; a < p_.kh; a += rows) {

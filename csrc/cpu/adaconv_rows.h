@@ -95,7 +95,8 @@ class BlockWeights {
 };
 
 // Rows that a block of B outputs computes at once. The sums of 16 vectors cover an FMA's latency several times over and
-// leave room for the rows of x and a weight; a target of 16 registers has half, and fewer where each row has but one.
+// leave room for R + 2 rows of x and a weight, as do eight in 16 registers; of one output, of which there are as many
+// rows as sums, eight or six.
 template <int B>
 inline constexpr int kBlockRows = kBytes == 64 ? std::min(8, 16 / B) : std::min(6, 8 / B);
 
