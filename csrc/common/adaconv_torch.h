@@ -9,7 +9,8 @@
 namespace stylekern {
 
 // The kernel must be contiguous, the input have dense rows.
-inline AdaConv make_adaconv(const Tensor& input, const Tensor& kernel, StringHandle padding_mode) {
+inline AdaConv make_adaconv(const Tensor& input, const Tensor& kernel, StringHandle padding_mode, bool normalize,
+                            int64_t correction) {
   AdaConv p{};
   p.padding = parse_padding(take_string(padding_mode));
   STD_TORCH_CHECK(input.dim() == 4 && kernel.dim() == 5,
@@ -26,6 +27,7 @@ inline AdaConv make_adaconv(const Tensor& input, const Tensor& kernel, StringHan
   STD_TORCH_CHECK(p.padding != Padding::kReflect || p.n * p.c * p.h * p.w == 0 || (p.top() < p.h && p.left() < p.w),
                   "adaconv: reflect needs k / 2 < size");
   check_dtype("kernel", kernel, accumulate_type(input));
+  if (normalize) check_variance("input", input, correction);
   p.input = plane_strides(input);
   return p;
 }

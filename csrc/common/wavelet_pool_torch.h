@@ -34,8 +34,9 @@ inline WaveletPool make_unpooling(const Bands& bands, int64_t height, int64_t wi
   check_floating("bands", ll);
   const int64_t up = odd == OddRule::kDrop ? 0 : 1;
   WaveletPool p{ll.size(0), ll.size(1), height, width, ll.size(2), ll.size(3), odd};
-  STD_TORCH_CHECK(p.band_h == (height + up) / 2 && p.band_w == (width + up) / 2, "stylekern: bands of ", p.band_h,
-                  " x ", p.band_w, " do not make a picture of ", height, " x ", width);
+  STD_TORCH_CHECK(height >= 0 && width >= 0 && p.band_h == (height + up) / 2 && p.band_w == (width + up) / 2,
+                  "stylekern: bands of ", p.band_h, " x ", p.band_w, " do not make a picture of ", height, " x ",
+                  width);
   for (int k = 0; k < 4; ++k) {
     check_shape("the bands", bands[size_t(k)], {p.n, p.c, p.band_h, p.band_w});
     check_dtype("the bands", bands[size_t(k)], ll.scalar_type());

@@ -119,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::opt
                                            std::optional<Tensor> bias, bool normalize, StringHandle padding_mode,
                                            double eps, int64_t correction) {
   input = with_dense_rows(input), kernel = torch::stable::contiguous(kernel);
-  const AdaConv p = make_adaconv(input, kernel, padding_mode);
+  const AdaConv p = make_adaconv(input, kernel, padding_mode, normalize, correction);
   scale = of_outputs("scale", scale, p, input), bias = of_outputs("bias", bias, p, input);
   if (scale && !p.depthwise_3x3()) kernel = scaled(kernel, *std::exchange(scale, {}));
   Tensor output = empty_of(input, {p.n, p.out_c, p.h, p.w});
@@ -154,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor> adaconv_backward(Tensor grad, Tensor input, T
                                                     bool normalize, StringHandle padding_mode, int64_t correction,
                                                     bool need_input, bool need_kernel, bool need_bias) {
   grad = with_dense_rows(grad), input = with_dense_rows(input), kernel = torch::stable::contiguous(kernel);
-  AdaConv p = make_adaconv(input, kernel, padding_mode);
+  AdaConv p = make_adaconv(input, kernel, padding_mode, normalize, correction);
   check_shape("grad", grad, {p.n, p.out_c, p.h, p.w});
   check_dtype("grad", grad, input.scalar_type());
   p.grad = plane_strides(grad);

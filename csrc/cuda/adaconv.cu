@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor, Tensor> adaconv(Tensor input, Tensor kernel, std::opt
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   check_device(input, {&kernel});
   input = with_dense_rows(input), kernel = torch::stable::contiguous(kernel);
-  const AdaConv p = make_adaconv(input, kernel, padding_mode);
+  const AdaConv p = make_adaconv(input, kernel, padding_mode, normalize, correction);
   for (const auto& x : {scale, bias})
     if (x) check_device(input, {&*x});
   scale = of_outputs("scale", scale, p, input), bias = of_outputs("bias", bias, p, input);
@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> adaconv_backward(Tensor grad, Tensor input, T
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   check_device(input, {&grad, &kernel});
   grad = with_dense_rows(grad), input = with_dense_rows(input), kernel = torch::stable::contiguous(kernel);
-  AdaConv p = make_adaconv(input, kernel, padding_mode);
+  AdaConv p = make_adaconv(input, kernel, padding_mode, normalize, correction);
   check_shape("grad", grad, {p.n, p.out_c, p.h, p.w});
   check_dtype("grad", grad, input.scalar_type());
   p.grad = plane_strides(grad);

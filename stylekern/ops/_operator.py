@@ -84,7 +84,7 @@ def _are_plain(args: tuple[Any, ...], tensors: int) -> bool:
     The others have to be numbers and words: torch would take a tensor's value for a number, and drop its gradient.
     """
     for x in args[tensors:]:
-        if type(x) not in _OPTIONS:
+        if type(x) not in _OPTIONS and not (isinstance(x, tuple) and all(type(y) is int for y in x)):
             return False
     for x in args[:tensors]:
         if type(x) in _OPTIONS:
@@ -114,7 +114,8 @@ class Operator:
             tensors to under autocast, or None. What it refuses, the compiled op refuses too, in fewer words and less
             time. None where the public function works on its arguments between its own checks and the call.
         outputs: How many of the schema's results are the function's own; the others are for the gradient formula.
-        prepare: From the definition's arguments to the schema's, in plain torch, where they differ.
+        prepare: From the definition's arguments to the schema's, in plain torch, where they differ. It refuses what
+            `check` refuses and the op, after it, cannot see.
         preference: Backends, best first.
         cuda: Whether the compiled library has CUDA kernels for it; Triton alone serves the GPU else.
     """
@@ -164,7 +165,8 @@ class Operator:
             if compiled and not _is_seen(args) and _are_plain(args, self._tensors):
                 # The op checks them itself, in less time.
                 try:
-                    return self._results(_call_unseen(self._ops["compiled"], self._recorded["compiled"], args))
+                    prepared = args if self.prepare is None else self.prepare(*args)
+                    return self._results(_call_unseen(self._ops["compiled"], self._recorded["compiled"], prepared))
                 except Exception as raised:
                     error = raised
             cast = self.check(*args)
@@ -173,9 +175,9 @@ class Operator:
             refuse_forward_mode(self.name, *(x for x in args if isinstance(x, Tensor)))
             if cast is not None:
                 args = tuple(x.to(cast) if isinstance(x, Tensor) else x for x in args)
-        return self._run(args)
+        return self.run(args)
 
-    def _run(self, args: tuple[Any, ...]) -> Any:
+    def run(self, args: tuple[Any, ...]) -> Any:
         """Runs arguments that were checked; the first one decides the device."""
         asked, device = _backends.asked(), args[0].device.type
         backend = self._choices.get((asked, device))

@@ -74,6 +74,23 @@ def adaconv(
     """
     if isinstance(pointwise, Tensor) and pointwise.dim() == 5 and pointwise.shape[3:] == (1, 1):
         pointwise = pointwise[:, :, :, 0, 0]
+    arguments = input, spatial, pointwise, bias, normalize, padding_mode, eps, correction
+    if pointwise is None or _has_wide_groups(spatial):  # of none, the operator would make t
+        return _of_wide_groups(*arguments)
+    output: Tensor = OPERATOR(*arguments)
+    return output
+
+
+def _check(
+    input: Tensor,
+    spatial: Tensor,
+    pointwise: Tensor,
+    bias: Tensor | None,
+    normalize: bool,
+    padding_mode: str,
+    eps: float,
+    correction: int,
+) -> torch.dtype | None:
     tensors = (
         ("input", input, 4, "[N, C, H, W]"),
         ("spatial", spatial, 5, "[N, C, C/G, kh, kw]"),
@@ -86,34 +103,38 @@ def adaconv(
     _check_shapes(input, spatial, pointwise, bias, padding_mode)
     if normalize:
         check_variance("adaconv", "input", input, correction)
+    return cast
+
+
+def _has_wide_groups(spatial: Any) -> bool:
+    """Whether two steps may cost less: below 16 channels a group, where a product waits for memory, they never do."""
+    return isinstance(spatial, Tensor) and spatial.dim() == 5 and spatial.shape[2] >= 16
+
+
+def _of_wide_groups(input: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    cast = _check(input, spatial, pointwise, bias, *options)
     refuse_forward_mode("adaconv", input, spatial, pointwise, bias)
     if cast is not None:
         input, spatial, pointwise = input.to(cast), spatial.to(cast), pointwise.to(cast)
         bias = None if bias is None else bias.to(cast)
-    options = normalize, padding_mode, eps, correction
     if _two_steps_are_less(input, spatial, pointwise):
         return _in_two_steps(input, spatial, pointwise, bias, *options)
-    output: Tensor = OPERATOR(input, spatial, pointwise, bias, *options)
+    output: Tensor = OPERATOR.run((input, spatial, pointwise, bias, *options))
     return output
 
 
 def _two_steps_are_less(input: Tensor, spatial: Tensor, pointwise: Tensor) -> bool:
-    """Whether the composed kernel costs more multiplications than a product with t.
-
-    Below 16 channels a group, where such a product waits for memory, it never is worth it.
-    """
+    """Whether the composed kernel costs more multiplications than a product with t."""
     (c, size, kh, kw), co, pixels = spatial.shape[1:], pointwise.shape[1], input.shape[2] * input.shape[3]
     composed = co * size * kh * kw * (size + pixels)
     two_steps = (c * size * kh * kw + co * size) * pixels
-    return size >= 16 and input.numel() > 0 and 1.1 * two_steps < composed
+    return input.numel() > 0 and 1.1 * two_steps < composed
 
 
-def _in_two_steps(
-    input: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor | None, *options: bool | str | float
-) -> Tensor:
+def _in_two_steps(input: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     (n, c, h, w), size, co = input.shape, spatial.shape[2], pointwise.shape[1]
-    t: Tensor = OPERATOR(input.to(dtype), spatial.to(dtype), None, None, *options)
+    t: Tensor = OPERATOR.run((input.to(dtype), spatial.to(dtype), None, None, *options))
     groups = n * c // size
     with without_autocast(input.device.type):  # cast already
         weights = pointwise.to(dtype).reshape(groups, co * n // groups, size)
@@ -161,15 +182,20 @@ def _compose(
     Without pointwise the kernel is spatial itself, and the result t. One kernel a channel, on the CPU, is spatial too,
     and pointwise its scale: in the time of that product in plain torch, small planes are convolved.
     """
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     options = normalize, padding_mode, eps, correction
     if pointwise is None:
         return input, spatial.contiguous(), None, bias, *options
-    if spatial.dtype != dtype:
-        spatial, pointwise = spatial.to(dtype), pointwise.to(dtype)
-    bias = None if bias is None else bias.to(dtype).contiguous()
-    (n, c, size, kh, kw), co = spatial.shape, pointwise.shape[1]
+    (n, c, size, kh, kw), co, dtype = spatial.shape, pointwise.shape[1], input.dtype
     groups = max(c // size, 1) if size else 1
+    # What the kernel no longer shows.
+    if input.shape[:2] != (n, c) or pointwise.shape != (n, co, size):
+        raise ValueError(f"adaconv: {shape(input)}, {shape(spatial)} and {shape(pointwise)} do not fit")
+    if not (spatial.dtype == pointwise.dtype == dtype == (dtype if bias is None else bias.dtype)):
+        raise TypeError("adaconv: dtypes differ")
+    if dtype in (torch.float16, torch.bfloat16):
+        spatial, pointwise = spatial.float(), pointwise.float()
+        bias = None if bias is None else bias.float()
+    bias = None if bias is None else bias.contiguous()
     if size == 1 and co == c > 0 and input.device.type == "cpu":
         return input, spatial.contiguous(), pointwise.reshape(n, c), bias, *options
     if c == 0:
@@ -271,5 +297,6 @@ OPERATOR = Operator(
     setup_context=_setup_context,
     backward=_backward,
     reference=reference.adaconv,
+    check=_check,
     prepare=_compose,
 )

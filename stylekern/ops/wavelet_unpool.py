@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_tensors, is_integer, refuse_forward_mode, shape
+from stylekern.ops._checks import check_tensors, is_integer, shape
 from stylekern.ops._operator import Operator
 
 
@@ -39,23 +40,22 @@ def wavelet_unpool(ll: Tensor, lh: Tensor, hl: Tensor, hh: Tensor, *, size: tupl
     Deterministic, forward and backward. Gradients once, for all four bands in one pass: the transform is orthogonal, so
     they are `wavelet_pool` of the gradient. Under autocast the bands take the autocast dtype.
     """
+    output: Tensor = OPERATOR(ll, lh, hl, hh, size)
+    return output
+
+
+def _check(ll: Tensor, lh: Tensor, hl: Tensor, hh: Tensor, size: Any) -> torch.dtype | None:
     bands = (("ll", ll), ("lh", lh), ("hl", hl), ("hh", hh))
     cast = check_tensors("wavelet_unpool", ((name, x, 4, "[N, C, h, w]") for name, x in bands))
     for name, x in bands[1:]:
         if x.shape != ll.shape:
             raise ValueError(f"wavelet_unpool: {name} must have the shape of ll, {shape(ll)}, got {shape(x)}")
-    height, width = (2 * ll.shape[2], 2 * ll.shape[3]) if size is None else _checked_size(size, ll)
-    refuse_forward_mode("wavelet_unpool", ll, lh, hl, hh)
-    h, w = (height + 1) // 2, (width + 1) // 2
-    if h < ll.shape[2] or w < ll.shape[3]:  # a crop by more than the odd row or column is one of the bands
-        ll, lh, hl, hh = (x[:, :, :h, :w] for x in (ll, lh, hl, hh))
-    if cast is not None:
-        ll, lh, hl, hh = (x.to(cast) for x in (ll, lh, hl, hh))
-    output: Tensor = OPERATOR(ll, lh, hl, hh, height, width)
-    return output
+    if size is not None:
+        _check_size(size, ll)
+    return cast
 
 
-def _checked_size(size: Any, ll: Tensor) -> tuple[int, int]:
+def _check_size(size: Any, ll: Tensor) -> None:
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise ValueError(f"wavelet_unpool: size must be (height, width) or None, got {size!r}")
     height, width = size
@@ -67,7 +67,17 @@ def _checked_size(size: Any, ll: Tensor) -> tuple[int, int]:
             f"wavelet_unpool: size must be at most {(2 * h, 2 * w)} for bands of {h} x {w}, got {tuple(size)}; a "
             "picture of odd size is restored only from bands that wavelet_pool made with odd='pad'"
         )
-    return height, width
+
+
+def _prepare(ll: Tensor, lh: Tensor, hl: Tensor, hh: Tensor, size: tuple[int, int] | None) -> tuple[Any, ...]:
+    """The picture's size, and what it needs of the bands: all, unless it is cropped by more than an odd line."""
+    if size is None:
+        return ll, lh, hl, hh, 2 * ll.shape[2], 2 * ll.shape[3]
+    height, width = size
+    h, w = (height + 1) // 2, (width + 1) // 2
+    if (h < ll.shape[2] or w < ll.shape[3]) and ll.shape == lh.shape == hl.shape == hh.shape:
+        ll, lh, hl, hh = (x[:, :, :h, :w] for x in (ll, lh, hl, hh))
+    return ll, lh, hl, hh, height, width
 
 
 def _fake(ll: Tensor, lh: Tensor, hl: Tensor, hh: Tensor, height: int, width: int) -> Tensor:
@@ -96,5 +106,7 @@ OPERATOR = Operator(
     backward_fake=_backward_fake,
     setup_context=_setup_context,
     backward=_backward,
-    reference=lambda ll, lh, hl, hh, height, width: reference.wavelet_unpool(ll, lh, hl, hh, size=(height, width)),
+    reference=reference.wavelet_unpool,
+    check=_check,
+    prepare=_prepare,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -26,7 +26,8 @@ class RefusalSuite:
     typical: str
     bad: dict[str, tuple[Callable[[], tuple[tuple[Any, ...], dict[str, Any]]], type[Exception], str]]
     call: Callable[[Case], tuple[Tensor, ...]]
-    op_arguments: Callable[[Case], list[Any]]
+    arguments: Callable[[Case], tuple[Any, ...]]
+    prepared: Callable[[Sequence[Any]], tuple[Any, ...]]
 
     def test_a_tensor_is_no_number(self, backend: str) -> None:
         """It would lose its gradient, or its fraction."""
@@ -57,10 +58,11 @@ class RefusalSuite:
         if check is None:
             pytest.skip("its public function checks before it calls the op")
         chance, refused = random.Random(0), 0
-        for _ in range(400):
-            arguments = [self.changed(x, chance) for x in self.op_arguments(self.cases[self.typical]())]
+        for _ in range(1000):
+            make, dtype = chance.choice(list(self.cases.values())), chance.choice([torch.float64, torch.bfloat16])
+            arguments = [self.changed(x, chance) for x in self.arguments(make().to("cpu", dtype))]
             errors: list[Exception | None] = []
-            for function in (check, compiled_op):
+            for function in (check, lambda *arguments: compiled_op(*self.prepared(arguments))):
                 try:
                     function(*arguments)
                     errors.append(None)
@@ -69,7 +71,7 @@ class RefusalSuite:
             described = [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in arguments]
             assert (errors[0] is None) == (errors[1] is None), (described, errors)
             refused += errors[0] is not None
-        assert 40 < refused < 360, f"{refused} of 400 calls refused: the typical case is changed too little or too much"
+        assert 100 < refused < 900, f"{refused} of 1000 calls refused: the cases are changed too little or too much"
 
     @staticmethod
     def changed(x: Any, chance: random.Random) -> Any:
@@ -80,6 +82,8 @@ class RefusalSuite:
             return not x
         if isinstance(x, int):
             return chance.choice([0, 1, 10**6])
+        if isinstance(x, tuple):
+            return chance.choice([tuple(chance.randint(-3, y) for y in x), (*x, *x), (), None])
         if isinstance(x, str):
             return chance.choice(
                 ["reflect", "replicate", "zeros", "none", "sequential", "outer", "floor", "pad", "bad"]
@@ -87,5 +91,6 @@ class RefusalSuite:
         if not isinstance(x, Tensor):
             return x
         x, d = x.detach(), chance.randrange(x.dim())
-        others = [x.narrow(d, 0, 0), x.narrow(d, 0, 1), torch.cat([x, x], d), x.transpose(d, chance.randrange(x.dim()))]
-        return chance.choice([*others, x.select(d, 0), x.unsqueeze(d), x.float(), x.int(), x.bool()[..., :0]])
+        sizes = x.narrow(d, 0, 0), x.narrow(d, 0, min(x.shape[d], 1)), torch.cat([x, x], d)
+        dims = x.transpose(d, chance.randrange(x.dim())), x.sum(d), x.unsqueeze(d)
+        return chance.choice([*sizes, *dims, x.float(), x.int(), x.bool()[..., :0]])

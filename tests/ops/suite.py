@@ -228,12 +228,19 @@ class OperatorSuite(CudaSuite, RefusalSuite):
             for alone, together in zip(*results, strict=True):
                 assert_close(together, alone, alone.dtype, f"with {threads} threads")
 
-    def op_arguments(self, case: Case) -> tuple[Any, ...]:
-        """Those of the registered op."""
+    def arguments(self, case: Case) -> tuple[Any, ...]:
+        """Those of the definition."""
         bound = inspect.signature(type(self).reference).bind(**case.tensors, **case.options)
         bound.apply_defaults()
+        return tuple(bound.arguments.values())
+
+    def op_arguments(self, case: Case) -> tuple[Any, ...]:
+        """Those of the registered op."""
+        return self.prepared(self.arguments(case))
+
+    def prepared(self, arguments: Sequence[Any]) -> tuple[Any, ...]:
         prepare = OPERATORS[self.name].prepare
-        return prepare(*bound.arguments.values()) if prepare else tuple(bound.arguments.values())
+        return prepare(*arguments) if prepare else tuple(arguments)
 
     def test_meta_tensors_give_shapes(self) -> None:
         case = self.cases[self.typical]().to("meta", torch.float32)
