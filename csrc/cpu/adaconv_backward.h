@@ -303,7 +303,7 @@ class AdaConvBackwardKernel {
     for (int o = 0; o < B; ++o)
       for (int a = 0; a < rows; ++a)
         for (int b = 0; b < columns; ++b)
-          sums[((o * p_.group_in()) * p_.kh + taps.a + a) * p_.kw + taps.b + b] += total(part[o][a][b]);
+          sums[(o * p_.group_in() * p_.kh + taps.a + a) * p_.kw + taps.b + b] += total(part[o][a][b]);
   }
 
   AdaConvBackwardArgs<T> args_;

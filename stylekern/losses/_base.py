@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from stylekern.ops._checks import shape, without_autocast
+from stylekern.ops._checks import check_tensor, shape, without_autocast
 
 
 class FeatureLoss(nn.Module):
@@ -129,14 +129,6 @@ class FeatureLoss(nn.Module):
             )
         features = at_least_float32(features)
         return features, guide.to(features.dtype)
-
-
-def check_tensor(owner: str, name: str, x: Any) -> None:
-    """Raises TypeError unless x is a tensor of floating point."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{owner}: {name} must be a tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"{owner}: {name} must be of floating point, got {x.dtype}; call .float()")
 
 
 def check_features(owner: str, x: Any, name: str = "features") -> None:

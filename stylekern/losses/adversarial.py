@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylekern.losses._base import at_least_float32, check_tensor
+from stylekern.losses._base import at_least_float32
 from stylekern.losses._encoder import check_images
-from stylekern.ops._checks import check_option, shape
+from stylekern.ops._checks import check_option, check_tensor, shape
 
 
 class MultiScaleDiscriminator(nn.Module):

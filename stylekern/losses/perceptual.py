@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylekern.losses._base import FeatureLoss, at_least_float32, check_tensor
+from stylekern.losses._base import FeatureLoss, at_least_float32
 from stylekern.losses._encoder import Encoder, check_images, encode
 from stylekern.losses.total_variation import total_variation
-from stylekern.ops._checks import shape
+from stylekern.ops._checks import check_tensor, shape
 
 
 class LossTerms(NamedTuple):

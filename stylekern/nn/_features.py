@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from stylekern.ops._checks import check_tensor
 
 
 def as_rows(x: Tensor) -> Tensor:
@@ -24,11 +28,17 @@ def normalized(x: Tensor) -> Tensor:
     return (x - mean) * (var + 1e-5).rsqrt()
 
 
+def check_map(module: str, name: str, channels: int, x: Any) -> None:
+    """Raises TypeError or ValueError unless x is a feature map of so many channels."""
+    check_tensor(module, name, x)
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(f"{module}: {name} must be [N, {channels}, H, W], got {list(x.shape)}")
+
+
 def check_features(module: str, channels: int, content: Tensor, style: Tensor, several: bool = False) -> None:
     """Content and style must be feature maps of `channels`, of one batch size, where asked for of several positions."""
-    for name, x in (("content", content), ("style", style)):
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise ValueError(f"{module}: {name} must be [N, {channels}, H, W], got {list(x.shape)}")
+    check_map(module, "content", channels, content)
+    check_map(module, "style", channels, style)
     if content.shape[0] != style.shape[0]:
         raise ValueError(
             f"{module}: content and style must be as many, got {content.shape[0]} and {style.shape[0]}; "

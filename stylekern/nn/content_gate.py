@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from stylekern.nn._features import check_map
+
 
 class ContentGate(nn.Module):
     r"""E_f of content-based gating modulation ("Learning dynamic style kernels ...", section 3.1).
@@ -33,6 +35,11 @@ class ContentGate(nn.Module):
             self.gates.bias[0], self.gates.bias[1] = 1, 0
 
     def forward(self, content: Tensor, keys: int) -> tuple[Tensor, Tensor]:
-        """Content features [N, C, H, W], to be matched with so many keys, to lambda and beta, [N, H * W] each."""
+        """Content features [N, C, H, W], to be matched with so many keys, to lambda and beta, [N, H * W] each.
+
+        Raises:
+            TypeError, ValueError: Not such features.
+        """
+        check_map("ContentGate", "content", self.features.in_channels, content)
         scale, bias = self.gates(torch.relu(self.features(content))).flatten(2).unbind(1)
         return scale, bias / max(keys, 1)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stylekern.nn._features import check_map
+
 
 class Decoder(nn.Module):
     """VGG-19 up to relu4_1 in reverse (Huang and Belongie 2017), from [N, C4, h, w] to pictures [N, 3, 8h, 8w].
@@ -29,7 +31,12 @@ class Decoder(nn.Module):
         self.stages = nn.ModuleList(stage_of(stage, last=stage is widths[-1]) for stage in widths)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [N, C4, h, w] to pictures [N, 3, 8h, 8w]."""
+        """Features [N, C4, h, w] to pictures [N, 3, 8h, 8w].
+
+        Raises:
+            TypeError, ValueError: Not such features.
+        """
+        check_map("Decoder", "x", self.channels[0], x)
         for i, stage in enumerate(self.stages):
             x = stage(double(x) if i else x)
         return x

@@ -36,6 +36,7 @@ class SAFINModule(nn.Module):
         """Content [N, C, H, W] and style [N, C, H', W'] to [N, C, H, W].
 
         Raises:
+            TypeError: Not a tensor of floating point.
             ValueError: Features that are not [N, C, H, W], of other channels, of batches that differ, or of one
                 position, which has no deviation.
         """

@@ -62,6 +62,7 @@ class StyleAlignment(nn.Module):
         """Content [N, C, H, W] and style [N, C, H', W'] to aligned style features [N, C, H, W].
 
         Raises:
+            TypeError: Not a tensor of floating point.
             ValueError: Features that are not [N, C, H, W], of other channels, or of batches that differ.
         """
         check_features("StyleAlignment", self.channels, content, style)

@@ -73,6 +73,14 @@ def check_tensors(operator: str, tensors: Iterable[tuple[str, Any, int, str]]) -
     return cast
 
 
+def check_tensor(owner: str, name: str, x: Any) -> None:
+    """Raises TypeError unless x is a tensor of floating point."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{owner}: {name} must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{owner}: {name} must be of floating point, got {x.dtype}; call .float()")
+
+
 def check_option(operator: str, name: str, value: str, options: Sequence[str]) -> None:
     """Raises ValueError unless value is one of the options."""
     if value not in options:

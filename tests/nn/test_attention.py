@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylekern.nn import ContentGate, GatedAttention, StyleAlignment
+from stylekern.nn import ContentGate, Decoder, GatedAttention, SAFINModule, StyleAlignment
 from tests.ops.cases import relative_error
 
 
@@ -117,6 +117,19 @@ def test_features_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         module(6)(content, style)
+
+
+@pytest.mark.parametrize("module", [StyleAlignment, GatedAttention, SAFINModule])
+def test_what_are_no_features_is_named(module: type[nn.Module]) -> None:
+    maps = torch.rand(1, 6, 4, 4)
+    with pytest.raises(TypeError, match=f"{module.__name__}: content must be a tensor, got ndarray"):
+        module(6)(maps.numpy(), maps)
+    with pytest.raises(TypeError, match=f"{module.__name__}: style must be of floating point, got torch.uint8"):
+        module(6)(maps, maps.byte())
+    with pytest.raises(TypeError, match="ContentGate: content must be a tensor, got ndarray"):
+        ContentGate(6)(maps.numpy(), 16)
+    with pytest.raises(ValueError, match=r"Decoder: x must be \[N, 512, H, W\], got \[1, 6, 4, 4\]"):
+        Decoder()(maps)
 
 
 def test_one_position_has_no_deviation() -> None:
