@@ -72,7 +72,7 @@ def adaconv(
     (on the CPU with C/G = 1 and Co = C its two factors), mean and reciprocal deviation. Under autocast all tensors take
     the autocast dtype.
     """
-    if isinstance(pointwise, Tensor) and pointwise.dim() == 5 and pointwise.shape[3:] == (1, 1):
+    if _has_five_sizes(pointwise) and pointwise.shape[3:] == (1, 1):
         pointwise = pointwise[:, :, :, 0, 0]
     arguments = input, spatial, pointwise, bias, normalize, padding_mode, eps, correction
     if pointwise is None or _has_wide_groups(spatial):  # of none, the operator would make t
@@ -108,7 +108,11 @@ def _check(
 
 def _has_wide_groups(spatial: Any) -> bool:
     """Whether two steps may cost less: below 16 channels a group, where a product waits for memory, they never do."""
-    return isinstance(spatial, Tensor) and spatial.dim() == 5 and spatial.shape[2] >= 16
+    return _has_five_sizes(spatial) and spatial.shape[2] >= 16
+
+
+def _has_five_sizes(x: Any) -> bool:
+    return isinstance(x, Tensor) and not x.is_nested and x.dim() == 5  # nested ones have no sizes
 
 
 def _of_wide_groups(input: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
