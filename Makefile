@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # nvcc alone builds CUDA kernels too; here that takes minutes which a machine without a GPU has no use for.
 export STYLEKERN_BUILD ?= $(if $(shell command -v nvidia-smi),auto,cpu)
 
-.PHONY: demo test bench lint types gpu sanitize aarch64 clean
+.PHONY: demo test bench lint format types gpu sanitize aarch64 clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/painterly.py $(PICTURE)
@@ -16,10 +16,18 @@ test: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
+# Committed or not.
+CXX_FILES = $$(git ls-files -co --exclude-standard 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.c' 'tests/*.cpp' 'tests/*.h')
+
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.c' 'tests/*.cpp' 'tests/*.h')
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/.installed-lint
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 types: $(VENV)/.installed-lint
 	$(BIN)/mypy
@@ -39,8 +47,9 @@ aarch64: $(VENV)/.installed-test
 clean:
 	rm -rf build $(VENV) stylekern/*.so *.egg-info
 
-SOURCES := $(shell find csrc tools stylekern triton_kernels -name '*.[chp]*' -not -name '*.pyc' -not -name '*.so') setup.py pyproject.toml
-$(VENV)/.installed-%: $(SOURCES) constraints.txt
+# The sources are installed where they lie: only what is compiled is installed again.
+$(VENV)/.installed-demo $(VENV)/.installed-test: $(shell find csrc tools -name '*.[chp]*' -not -name '*.pyc')
+$(VENV)/.installed-%: setup.py pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'

@@ -19,6 +19,9 @@ BACKENDS = ("compiled", "triton", "reference")
 #: Operators that the compiled library serves on the CPU only, by design.
 without_cuda: set[str] = set()
 
+#: Operators that the compiled library lacks, or has with other arguments.
+outdated: set[str] = set()
+
 
 def _checked(name: str, what: str = "backend") -> str:
     if name != "auto" and name not in BACKENDS:
@@ -62,6 +65,8 @@ def why_no_compiled(operator: str, device: str) -> str | None:
     """Why the compiled library cannot serve an operator on a device type; None where it can."""
     if _library.missing:
         return _library.missing
+    if operator in outdated:
+        return "the library was built from other sources, before this operator or its arguments; install them again"
     key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device)
     if key is None:
         return f"it has no kernels for device {device}"

@@ -82,9 +82,13 @@ def test_every_operator_has_all_its_rooms():
     rooms = "stylekern/reference/{}.py stylekern/ops/{}.py csrc/cpu/{}.cpp triton_kernels/{}.py docs/ops/{}.md"
     tests = "tests/ops/test_{}.py tests/triton/test_{}.py benchmarks/bench_{}.py"
     cuda = "csrc/cuda/{}.cu csrc/cuda/{}.cuh tests/cuda_host/test_{}.py"
+    missing, readme = [], (ROOT / "README.md").read_text()
     for name, operator in OPERATORS.items():
-        for room in (*rooms.split(), *tests.split(), *(cuda.split() if operator.cuda else ())):
-            assert (ROOT / room.format(name)).is_file(), room.format(name)
+        all_rooms = (*rooms.split(), *tests.split(), *(cuda.split() if operator.cuda else ()))
+        missing += [room.format(name) for room in all_rooms if not (ROOT / room.format(name)).is_file()]
+        if f"](docs/ops/{name}.md)" not in readme:
+            missing.append(f"{name} in README's table of operators")
+    assert not missing
 
 
 def test_every_operator_goes_through_the_sanitizers():
@@ -124,6 +128,23 @@ def test_importing_the_operators_is_quick_and_touches_no_driver():
     )
     seconds = min(float(run(code).stdout) for _ in range(3))
     assert seconds < 0.2
+
+
+def test_an_operator_that_the_library_lacks_is_served_by_the_reference():
+    """As after a pull, until the library is built again."""
+    code = (
+        "import torch; from dataclasses import replace; from stylekern import _backends, _library\n"
+        "from stylekern.ops._operator import _in_library; from stylekern.ops import OPERATORS, adain\n"
+        "fresh = {name: {} for name in ('_ops', '_recorded', '_transformed', '_choices')}\n"
+        "newer = replace(OPERATORS['adain'], name='newer', _names=[], **fresh)\n"
+        "x, y = torch.randn(2, 1, 3, 5, 6); print(torch.allclose(newer(x, y, 1e-5, 0), adain(x, y, correction=0)))\n"
+        "assert _library.missing or _in_library('adain', OPERATORS['adain'].schema)\n"
+        "assert not _in_library('adain', '(Tensor content) -> Tensor')\n"
+        "print(_backends.why_not('compiled', 'newer', 'cpu'))"
+    )
+    result = run(code)
+    assert result.stdout.startswith("True\n"), result.stderr
+    assert re.search("was built from other sources|was not built", result.stdout)
 
 
 def test_without_a_library_the_reference_serves():

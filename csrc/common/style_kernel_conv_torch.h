@@ -10,9 +10,9 @@ inline Composition parse_composition(const std::string& name) {
   return name == "outer" ? Composition::kOuter : Composition::kSequential;
 }
 
-inline StyleKernelConv make_problem(const Tensor& input, const Tensor& vertical, const Tensor& horizontal,
-                                    const std::string& padding_mode, const std::string& composition, bool normalize,
-                                    int64_t correction) {
+inline StyleKernelConv make_style_kernel_conv(const Tensor& input, const Tensor& vertical, const Tensor& horizontal,
+                                              const std::string& padding_mode, const std::string& composition,
+                                              bool normalize, int64_t correction) {
   StyleKernelConv p{};
   p.padding = parse_padding(padding_mode);
   p.composition = parse_composition(composition);
@@ -52,18 +52,14 @@ inline void set_bias(StyleKernelConv& p, const Tensor& input, const Tensor& bias
 
 // Adds the gradient of the output, [N, C, H, W].
 inline void set_grad(StyleKernelConv& p, const Tensor& input, const Tensor& grad) {
-  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == p.n && grad.size(1) == p.c && grad.size(2) == p.h &&
-                      grad.size(3) == p.w && grad.scalar_type() == input.scalar_type(),
-                  "style_kernel_conv: the gradient must be [N, C, H, W] of the input's dtype");
+  check_shape("grad", grad, {p.n, p.c, p.h, p.w});
+  check_dtype("grad", grad, input.scalar_type());
   p.grad = plane_strides(grad);
 }
 
 // mean and rstd, [N, C] in the accumulation type, or [0] without normalisation.
-inline std::pair<Tensor, Tensor> empty_statistics(const StyleKernelConv& p, const Tensor& input, bool normalize) {
-  const auto empty = [&] {
-    return normalize ? empty_of(input, {p.n, p.c}, accumulate_type(input))
-                     : empty_of(input, {0}, accumulate_type(input));
-  };
+inline std::pair<Tensor, Tensor> empty_statistics(const Tensor& input, bool normalize) {
+  const auto empty = [&] { return normalize ? empty_statistic(input) : empty_of(input, {0}, accumulate_type(input)); };
   return {empty(), empty()};
 }
 
@@ -76,14 +72,6 @@ inline std::tuple<Tensor, Tensor, Tensor> empty_gradients(const StyleKernelConv&
   if (p.n * p.c * p.h * p.w == 0)
     for (Tensor* grad : {&x, &v, &u}) torch::stable::zero_(*grad);
   return {x, v, u};
-}
-
-// Checks that saved statistics are [N, C], contiguous, in the accumulation type.
-inline void check_statistics(const StyleKernelConv& p, const Tensor& input, const Tensor& mean, const Tensor& rstd) {
-  for (const Tensor* s : {&mean, &rstd})
-    STD_TORCH_CHECK(s->dim() == 2 && s->size(0) == p.n && s->size(1) == p.c && s->is_contiguous() &&
-                        s->scalar_type() == accumulate_type(input),
-                    "style_kernel_conv: mean and rstd must be those that the forward returned");
 }
 
 }  // namespace stylekern

@@ -1,4 +1,4 @@
-// adaconv on the CPU, forward: the kernels of one target, included by foreach_target.h.
+// adaconv on the CPU, forward: the kernels of one target, included by *_target.h.
 //
 // A unit of work is a band of rows of one sample and group. Within it, tiles of rows of the group's input channels are
 // normalised and extended in scratch that stays in cache, and every output channel of the group is computed from there:

@@ -1,4 +1,4 @@
-// adaconv on the CPU, backward: the kernels of one target, included by foreach_target.h.
+// adaconv on the CPU, backward: the kernels of one target, included by *_target.h.
 namespace stylekern::STYLEKERN_TARGET {
 
 // The gradient of x, the normalised input:

@@ -1,4 +1,4 @@
-// adaconv on the CPU, one channel a group and three taps both ways. Included by foreach_target.h.
+// adaconv on the CPU, one channel a group and three taps both ways. Included by *_target.h.
 //
 // Nine multiply-adds a value leave no room for a detour: a scratch row would be stored and loaded once more for a tenth
 // of that. So there is no scratch: x is read where it lies, centred as it is loaded, and rstd is part of the weights.

@@ -1,4 +1,4 @@
-// adaconv on the CPU: planes convolved with planes, several outputs at a time. Included by foreach_target.h.
+// adaconv on the CPU: planes convolved with planes, several outputs at a time. Included by *_target.h.
 //
 // Forward and the gradient of x are the same convolution: of the extended x by the kernel, and of the gradient among
 // zeros by the kernel turned around. Each row's result does not depend on how rows are cut into blocks.

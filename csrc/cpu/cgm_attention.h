@@ -1,4 +1,4 @@
-// cgm_attention on the CPU: rows of scores, one query each. Included by foreach_target.h.
+// cgm_attention on the CPU: rows of scores, one query each. Included by *_target.h.
 //
 // The products around them are torch's. A row lies in the first-level cache or the second while it is walked
 // several times.

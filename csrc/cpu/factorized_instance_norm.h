@@ -1,4 +1,4 @@
-// factorized_instance_norm on the CPU: the kernels of one target, included by foreach_target.h. A unit of work is a
+// factorized_instance_norm on the CPU: the kernels of one target, included by *_target.h. A unit of work is a
 // plane: its statistics are taken, and applied while it is in cache.
 namespace stylekern::STYLEKERN_TARGET {
 

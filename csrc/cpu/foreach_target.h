@@ -1,6 +1,6 @@
 // Compiles one file of kernels for several instruction sets into one object, and picks at run time.
 //
-//   #define STYLEKERN_KERNELS "style_kernel_conv.h"
+//   #define STYLEKERN_KERNELS "style_kernel_conv_target.h"
 //   #include "foreach_target.h"
 //
 // includes the file once a target, each time inside `namespace stylekern::<target>` with STYLEKERN_TARGET its name and
@@ -48,7 +48,7 @@ STYLEKERN_POP_TARGET
 
 namespace stylekern {
 
-// Calls f(target) with a tag of the target that cpu_target() names; Kernels<Tag> is then that target's.
+// call(target), of a macro, with the namespace of the target that cpu_target() names.
 #if defined(__x86_64__)
 #define STYLEKERN_FOR_TARGET(call) \
   switch (cpu_target()) {          \

@@ -1,4 +1,4 @@
-// The adjoint of instance normalisation, a plane at a time. Included by foreach_target.h.
+// The adjoint of instance normalisation, a plane at a time. Included by *_target.h.
 namespace stylekern::STYLEKERN_TARGET {
 
 struct GradientSums {

@@ -1,4 +1,4 @@
-// Mean and deviation of planes, for instance normalisation. Included by foreach_target.h.
+// Mean and deviation of planes, for instance normalisation. Included by *_target.h.
 namespace stylekern::STYLEKERN_TARGET {
 
 // x - mean, the same value as an addition: that takes an x from memory as it is, a subtraction has to load it first.

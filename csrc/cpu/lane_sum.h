@@ -1,4 +1,4 @@
-// Sums in double of vectors of float or double. Included by foreach_target.h.
+// Sums in double of vectors of float or double. Included by *_target.h.
 namespace stylekern::STYLEKERN_TARGET {
 
 // The sum of a vector's lanes: its halves are added, theirs after that, until one lane is left.

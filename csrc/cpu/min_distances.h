@@ -1,4 +1,4 @@
-// min_distances on the CPU: the kernels of one target, included by foreach_target.h. What is exact runs in double, on
+// min_distances on the CPU: the kernels of one target, included by *_target.h. What is exact runs in double, on
 // whole rows; what a tile of the matrix of distances needs, in the type of the sums.
 namespace stylekern::STYLEKERN_TARGET {
 

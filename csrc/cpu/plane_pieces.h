@@ -1,4 +1,4 @@
-// Planes that are summed or fetched in pieces, beside other work. Included by foreach_target.h.
+// Planes that are summed or fetched in pieces, beside other work. Included by *_target.h.
 //
 // A plane is summed before results are written, from cache. Done one after the other, reading waits for memory, and
 // then writing does. So while results are written, the plane that is next is fetched; or, where caches would not have

@@ -1,4 +1,4 @@
-// The border rule in lanes. Included by foreach_target.h.
+// The border rule in lanes. Included by *_target.h.
 namespace stylekern::STYLEKERN_TARGET {
 
 // A row's first or last vector shifted by one, so that what the border rule has beyond the end enters. The rule is in

@@ -1,4 +1,4 @@
-// The exponential function in vectors. Included by foreach_target.h.
+// The exponential function in vectors. Included by *_target.h.
 namespace stylekern::STYLEKERN_TARGET {
 
 // e^x for x <= 0, as softmax and sigmoid ask for, to about an ulp. Below the smallest normal number it is 0; NaN stays.

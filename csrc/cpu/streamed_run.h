@@ -1,4 +1,4 @@
-// Results that bypass the caches on their way to rows that are no whole lines. Included by foreach_target.h.
+// Results that bypass the caches on their way to rows that are no whole lines. Included by *_target.h.
 //
 // What is streamed has to be a whole line, and rows of 67 values begin anywhere in one. So they are written to a block
 // that stays in cache and begins as far from a line's start as their place does, and its lines are streamed from there.

@@ -104,13 +104,13 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertic
                                                      int64_t correction) {
   const std::string padding = take_string(padding_mode), composed = take_string(composition);
   input = with_dense_rows(input), vertical = with_dense_rows(vertical), horizontal = with_dense_rows(horizontal);
-  StyleKernelConv p = make_problem(input, vertical, horizontal, padding, composed, normalize, correction);
+  StyleKernelConv p = make_style_kernel_conv(input, vertical, horizontal, padding, composed, normalize, correction);
   if (bias) {
     bias = with_dense_rows(*bias);
     set_bias(p, input, *bias);
   }
   Tensor output = empty_of(input, {p.n, p.c, p.h, p.w});
-  const auto statistics = empty_statistics(p, input, normalize);  // clang before 16 captures no structured binding
+  const auto statistics = empty_statistics(input, normalize);  // clang before 16 captures no structured binding
   const Tensor &mean = statistics.first, &rstd = statistics.second;
   if (p.n * p.c * p.h * p.w == 0) return {output, mean, rstd};
   with_dtype(input, [&](auto type) {
@@ -139,9 +139,9 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv_backward(Tensor grad, Tenso
   const std::string padding = take_string(padding_mode), composed = take_string(composition);
   grad = with_dense_rows(grad), input = with_dense_rows(input);
   vertical = with_dense_rows(vertical), horizontal = with_dense_rows(horizontal);
-  StyleKernelConv p = make_problem(input, vertical, horizontal, padding, composed, normalize, correction);
+  StyleKernelConv p = make_style_kernel_conv(input, vertical, horizontal, padding, composed, normalize, correction);
   set_grad(p, input, grad);
-  if (normalize) check_statistics(p, input, mean, rstd);
+  if (normalize) check_statistic("mean", input, mean), check_statistic("rstd", input, rstd);
   const auto gradients = empty_gradients(p, input, need_input, need_vertical, need_horizontal);
   const auto& grad_input = std::get<0>(gradients);
   const auto& grad_vertical = std::get<1>(gradients);

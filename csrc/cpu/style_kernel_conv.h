@@ -1,4 +1,4 @@
-// style_kernel_conv on the CPU, forward: the kernels of one target, included by foreach_target.h.
+// style_kernel_conv on the CPU, forward: the kernels of one target, included by *_target.h.
 //
 // A unit of work is a band of rows of one sample and filter group. Within it, tiles of about kTileValues values stay in
 // the first-level cache between the two passes, so that input, filters, bias and output each cross memory once:

@@ -1,4 +1,4 @@
-// style_kernel_conv on the CPU, backward: the kernels of one target, included by foreach_target.h.
+// style_kernel_conv on the CPU, backward: the kernels of one target, included by *_target.h.
 //
 // A unit of work is again a band of rows of one sample and filter group. It owns those rows of every gradient and
 // recomputes t, the normalised x, and (for the rv rows on each side that reach into the band) grad_t. Sums run over

@@ -1,4 +1,4 @@
-// Rows divided by their norm, and the adjoint. Included by foreach_target.h.
+// Rows divided by their norm, and the adjoint. Included by *_target.h.
 namespace stylekern::STYLEKERN_TARGET {
 
 // to = x / max(|x|, eps); returns |x|. A row whose norm overflows the type gives zeros.

@@ -1,4 +1,4 @@
-// wavelet_pool and wavelet_unpool on the CPU: the kernels of one target, included by foreach_target.h.
+// wavelet_pool and wavelet_unpool on the CPU: the kernels of one target, included by *_target.h.
 //
 // A row of blocks is two rows of the picture and one of each band. Every value is read once and written once, in whole
 // vectors; the two columns of a block are taken apart and put together in registers.

@@ -16,7 +16,7 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertic
   const std::string padding = take_string(padding_mode), composed = take_string(composition);
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   input = with_dense_rows(input), vertical = with_dense_rows(vertical), horizontal = with_dense_rows(horizontal);
-  StyleKernelConv p = make_problem(input, vertical, horizontal, padding, composed, normalize, correction);
+  StyleKernelConv p = make_style_kernel_conv(input, vertical, horizontal, padding, composed, normalize, correction);
   check_device(input, {&vertical, &horizontal});
   if (bias) {
     bias = with_dense_rows(*bias);
@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv(Tensor input, Tensor vertic
     check_device(input, {&*bias});
   }
   Tensor output = empty_of(input, {p.n, p.c, p.h, p.w});
-  auto [mean, rstd] = empty_statistics(p, input, normalize);
+  auto [mean, rstd] = empty_statistics(input, normalize);
   with_cuda_dtype(input, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = cuda::Acc<T>;
@@ -45,11 +45,11 @@ std::tuple<Tensor, Tensor, Tensor> style_kernel_conv_backward(Tensor grad, Tenso
   const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
   grad = with_dense_rows(grad), input = with_dense_rows(input);
   vertical = with_dense_rows(vertical), horizontal = with_dense_rows(horizontal);
-  StyleKernelConv p = make_problem(input, vertical, horizontal, padding, composed, normalize, correction);
+  StyleKernelConv p = make_style_kernel_conv(input, vertical, horizontal, padding, composed, normalize, correction);
   set_grad(p, input, grad);
   check_device(input, {&grad, &vertical, &horizontal});
   if (normalize) {
-    check_statistics(p, input, mean, rstd);
+    check_statistic("mean", input, mean), check_statistic("rstd", input, rstd);
     check_device(input, {&mean, &rstd});
   }
   auto [grad_input, grad_vertical, grad_horizontal] =

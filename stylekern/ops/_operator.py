@@ -35,6 +35,12 @@ def _is_seen(args: tuple[Any, ...]) -> bool:
     )
 
 
+def _in_library(name: str, schema: str) -> bool:
+    """Whether the compiled library has the op, with these arguments: one that was built from other sources may not."""
+    op = getattr(torch.ops.stylekern, name, None)
+    return op is not None and op.default._schema == torch._C.parse_schema(f"stylekern::{name}{schema}")
+
+
 def _call(
     op: Callable[..., Any], recorded: Callable[..., Any], transformed: Callable[..., Any], args: tuple[Any, ...]
 ) -> Any:
@@ -79,9 +85,10 @@ def _function(name: str, **methods: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _are_plain(args: tuple[Any, ...], tensors: int) -> bool:
-    """Whether the first are tensors on the CPU, dense for all that torch's dispatcher tells, and taken as they are.
+    """Whether the first are dense tensors on the CPU, taken as they are.
 
-    The others have to be numbers and words: torch would take a tensor's value for a number, and drop its gradient.
+    The others have to be words, numbers and tuples of integers: torch would take a tensor's value for a number, and
+    drop its gradient.
     """
     for x in args[tensors:]:
         if type(x) not in _OPTIONS and not (isinstance(x, tuple) and all(type(y) is int for y in x)):
@@ -90,7 +97,7 @@ def _are_plain(args: tuple[Any, ...], tensors: int) -> bool:
         if type(x) in _OPTIONS:
             continue
         if type(x) is Tensor or type(x) is Parameter:
-            if not x.is_cpu:
+            if not x.is_cpu or x.layout is not torch.strided:
                 return False
         elif isinstance(x, Tensor):
             return False
@@ -150,6 +157,11 @@ class Operator:
                 self._define(backend)
             elif _library.missing:
                 continue
+            elif not (
+                _in_library(self.name, self.schema) and _in_library(f"{self.name}_backward", self.backward_schema)
+            ):
+                _backends.outdated.add(self.name)
+                continue
             self._register(backend, namespace)
         self._choices.update(_backends.choices(self.name, self.preference))
 
@@ -169,10 +181,12 @@ class Operator:
                     return self._results(_call_unseen(self._ops["compiled"], self._recorded["compiled"], prepared))
                 except Exception as raised:
                     error = raised
-            cast = self.check(*args)
-            if error is not None:  # `check` has nothing against them: it came from elsewhere, a hook on what is saved
-                raise error
-            refuse_forward_mode(self.name, *(x for x in args if isinstance(x, Tensor)))
+            try:
+                cast = self.check(*args)
+                if error is not None:  # `check` has nothing against them: it came from elsewhere, as a hook's does
+                    raise error
+            finally:
+                error = None  # its traceback has this frame, and with it the tensors
             if cast is not None:
                 args = tuple(x.to(cast) if isinstance(x, Tensor) else x for x in args)
         return self.run(args)
@@ -183,8 +197,10 @@ class Operator:
         backend = self._choices.get((asked, device))
         if backend is None:
             backend = _backends.resolve(asked, self.name, device, self.preference)
+        if backend != "reference" and forward_mode_enabled():
+            refuse_forward_mode(self.name, *(x for x in args if isinstance(x, Tensor)))
         if backend == "reference" or self.prepare is not None:
-            # The public function has cast for autocast already; products in plain torch would be cast again.
+            # They are cast for autocast already; products in plain torch would be cast again.
             with without_autocast(device):
                 if self.prepare is None or backend == "reference":
                     return self._run_reference(args)

@@ -14,7 +14,6 @@ from stylekern.ops._checks import (
     check_option,
     check_tensors,
     check_variance,
-    refuse_forward_mode,
     shape,
     without_autocast,
 )
@@ -75,7 +74,7 @@ def adaconv(
     if _has_five_sizes(pointwise) and pointwise.shape[3:] == (1, 1):
         pointwise = pointwise[:, :, :, 0, 0]
     arguments = input, spatial, pointwise, bias, normalize, padding_mode, eps, correction
-    if pointwise is None or _has_wide_groups(spatial):  # of none, the operator would make t
+    if pointwise is None or _has_wide_groups(spatial):  # without a pointwise, the operator makes t
         return _of_wide_groups(*arguments)
     output: Tensor = OPERATOR(*arguments)
     return output
@@ -117,7 +116,6 @@ def _has_five_sizes(x: Any) -> bool:
 
 def _of_wide_groups(input: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     cast = _check(input, spatial, pointwise, bias, *options)
-    refuse_forward_mode("adaconv", input, spatial, pointwise, bias)
     if cast is not None:
         input, spatial, pointwise = input.to(cast), spatial.to(cast), pointwise.to(cast)
         bias = None if bias is None else bias.to(cast)

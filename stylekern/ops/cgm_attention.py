@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_option, check_tensors, is_number, refuse_forward_mode, shape
+from stylekern.ops._checks import check_option, check_tensors, is_number, shape
 from stylekern.ops._operator import Operator
 
 GATE_GRADS = ("none", "straight_through")
@@ -111,7 +111,6 @@ def cgm_attention(
         raise ValueError(f"cgm_attention: temperature must be positive and finite, got {temperature}")
     if not 1e-37 <= eps < math.inf:
         raise ValueError(f"cgm_attention: eps must be positive and finite, at least 1e-37, got {eps}")
-    refuse_forward_mode("cgm_attention", query, key, value, gate_scale, gate_bias)
     if cast is not None:
         query, key, value = query.to(cast), key.to(cast), value.to(cast)
         gate_scale, gate_bias = (None if x is None else x.to(cast) for x in (gate_scale, gate_bias))

@@ -75,35 +75,9 @@ CASES = {
     "palette-fp64": ("min_distances", "float64", "euclidean", 3),
 }
 KERNELS = {
-    "_style_kernel_conv_fwd_kernel",
-    "_style_kernel_conv_bwd_kernel",
-    "_style_kernel_conv_bwd_filter_kernel",
-    "_style_kernel_conv_bwd_source_kernel",
-    "_fold_kernel",
-    "_moments_kernel",
-    "_statistics_kernel",
-    "_gradient_sums_kernel",
-    "_normalize_bwd_kernel",
-    "_wavelet_pool_fwd_kernel",
-    "_wavelet_pool_bwd_kernel",
-    "_adain_fwd_kernel",
-    "_adain_bwd_kernel",
-    "_adain_bwd_style_kernel",
-    "_factorized_instance_norm_fwd_kernel",
-    "_factorized_instance_norm_bwd_kernel",
-    "_adaconv_fwd_kernel",
-    "_adaconv_bwd_kernel",
-    "_cgm_attention_fwd_kernel",
-    "_cgm_attention_bwd_kernel",
-    "_finish_kernel",
-    "_row_factor_kernel",
-    "_column_factor_kernel",
-    "_tie_kernel",
-    "_rows_kernel",
-    "_minima_kernel",
-    "_differences_kernel",
-    "_pairs_kernel",
-    "_min_distances_bwd_kernel",
+    kernel
+    for path in (Path(__file__).parents[2] / "triton_kernels").glob("*.py")
+    for kernel in re.findall(r"^def (_\w+_kernel)\(", path.read_text(), re.MULTILINE)
 }
 # (cases, kernel): (loads, stores) of 16 bytes, at least
 STREAMS = {

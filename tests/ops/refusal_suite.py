@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import random
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,20 +33,38 @@ class RefusalSuite:
     def test_a_tensor_is_no_number(self, backend: str) -> None:
         """It would lose its gradient, or its fraction."""
         case = self.cases[self.typical]().to("cpu", torch.float32)
-        named = {"eps", "correction", "alpha", "temperature"} & inspect.signature(type(self).function).parameters.keys()
+        arguments = inspect.signature(type(self).function).parameters
+        named = [name for name in arguments if str(arguments[name].annotation) in ("int", "float")]
         for name, value in itertools.product(sorted(named), (torch.tensor(1), None, "1", [1])):
             with pytest.raises(
                 TypeError, match=f"{type(self).function.__name__}: {name} must be an? (number|integer), got"
             ):
                 type(self).function(**case.tensors, **(case.options | {name: value}))
 
-    def test_nested_tensors_are_refused(self) -> None:
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    def test_tensors_that_are_not_dense_are_refused(self) -> None:
+        for make in self.cases.values():
+            case = make().to("cpu", torch.float32)
+            for name, x in case.tensors.items():
+                if x is None or x.shape[0] == 0:
+                    continue
+                layouts = [(x.detach().to_sparse(), "layout torch.sparse_coo")]
+                if x.dim() > 1:
+                    layouts.append((torch.nested.nested_tensor(list(x.detach())), "a nested one"))
+                for other, words in layouts:
+                    with pytest.raises(TypeError, match=f"{name} must be a dense tensor, got {words}; call"):
+                        self.call(Case(case.tensors | {name: other}, case.options))
+
+    def test_a_refused_call_lets_go_of_its_tensors(self, backend: str) -> None:
         case = self.cases[self.typical]().to("cpu", torch.float32)
-        for name, x in case.tensors.items():
-            if x is not None and x.dim() > 1:
-                nested = torch.nested.nested_tensor(list(x.detach()))
-                with pytest.raises(TypeError, match=f"{name} must be a dense tensor, got a nested one; call"):
-                    self.call(Case(case.tensors | {name: nested}, case.options))
+        tensors = {k: None if x is None else x.detach().clone() for k, x in case.tensors.items()}
+        name, x = next((k, x) for k, x in tensors.items() if x is not None)
+        kept, tensors[name] = weakref.ref(x), x.int()
+        with pytest.raises(TypeError, match=f"{name} must be float32"):
+            self.call(Case(tensors, case.options))
+        others = [weakref.ref(x) for x in tensors.values() if x is not None]
+        del x, tensors
+        assert kept() is None and all(other() is None for other in others)
 
     def test_bad_input_is_named(self, bad_name: str) -> None:
         make, error, message = self.bad[bad_name]

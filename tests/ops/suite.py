@@ -361,6 +361,22 @@ class OperatorSuite(CudaSuite, RefusalSuite):
             with pytest.raises(RuntimeError, match="jvp"):
                 type(self).function(**tensors, **case.options)
 
+    def test_the_reference_has_forward_mode(self) -> None:
+        case = self.cases[self.typical]()
+        name, x = next((k, x) for k, x in case.tensors.items() if x is not None)
+        x, along, step = x.detach(), torch.randn_like(x), 1e-6
+
+        def at(x: Tensor) -> Tensor:
+            return differentiable(self.call(Case(case.tensors | {name: x}, case.options)))[0].detach()
+
+        with stylekern.use_backend("reference"):
+            difference = (at(x + step * along) - at(x - step * along)) / (2 * step)
+            with torch.autograd.forward_ad.dual_level():
+                dual = torch.autograd.forward_ad.make_dual(x, along)
+                y = differentiable(self.call(Case(case.tensors | {name: dual}, case.options)))[0]
+                tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
+        assert relative_error(tangent, difference) < 1e-5
+
     def test_schemas_of_library_and_python_agree(self, compiled_op: Any) -> None:
         for name in (self.name, f"{self.name}_backward"):
             compiled = getattr(torch.ops.stylekern, name).default._schema
