@@ -19,6 +19,11 @@ def shape(x: Tensor) -> str:
     return str(list(x.shape))
 
 
+def sums_dtype(x: Tensor) -> torch.dtype:
+    """What sums over x run in: float32, or float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def autocast_enabled(device_type: str) -> bool:
     """Whether autocast is on; the meta device has none, and torch refuses the question."""
     return device_type != "meta" and torch.is_autocast_enabled(device_type)

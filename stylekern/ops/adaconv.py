@@ -15,6 +15,7 @@ from stylekern.ops._checks import (
     check_tensors,
     check_variance,
     shape,
+    sums_dtype,
     without_autocast,
 )
 from stylekern.ops._operator import Operator
@@ -134,7 +135,7 @@ def _two_steps_are_less(input: Tensor, spatial: Tensor, pointwise: Tensor) -> bo
 
 
 def _in_two_steps(input: Tensor, spatial: Tensor, pointwise: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    dtype = sums_dtype(input)
     (n, c, h, w), size, co = input.shape, spatial.shape[2], pointwise.shape[1]
     t: Tensor = OPERATOR.run((input.to(dtype), spatial.to(dtype), None, None, *options))
     groups = n * c // size

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_numbers, check_tensors, check_variance, shape
+from stylekern.ops._checks import check_numbers, check_tensors, check_variance, shape, sums_dtype
 from stylekern.ops._operator import Operator
 
 
@@ -60,7 +60,7 @@ def _check(content: Tensor, style: Tensor, eps: float, correction: int) -> torch
 
 
 def _fake(content: Tensor, style: Tensor, eps: float, correction: int) -> tuple[Tensor, ...]:
-    dtype = torch.float64 if content.dtype == torch.float64 else torch.float32
+    dtype = sums_dtype(content)
     statistics = (content.new_empty(content.shape[:2], dtype=dtype) for _ in range(4))
     return content.new_empty(content.shape), *statistics
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_option, check_tensors, is_number, shape
+from stylekern.ops._checks import check_option, check_tensors, is_number, shape, sums_dtype
 from stylekern.ops._operator import Operator
 
 GATE_GRADS = ("none", "straight_through")
@@ -104,7 +104,7 @@ def cgm_attention(
                 else ""
             )
             raise TypeError(f"cgm_attention: {name} must be a number, got {type(number).__name__}{hint}")
-    sums = torch.float64 if query.dtype == torch.float64 else torch.float32
+    sums = sums_dtype(query)
     if not abs(alpha) <= torch.finfo(sums).max:
         raise ValueError(f"cgm_attention: alpha must be finite in {str(sums)[6:]}, got {alpha}")
     if not 0 < temperature < math.inf:
@@ -133,7 +133,7 @@ def _fake(
     renormalize: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    dtype = sums_dtype(query)
     lse, mass = (query.new_empty(query.shape[:2], dtype=dtype) for _ in range(2))
     return query.new_empty((*query.shape[:2], value.shape[2])), lse, mass
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_numbers, check_tensors, check_variance, shape
+from stylekern.ops._checks import check_numbers, check_tensors, check_variance, shape, sums_dtype
 from stylekern.ops._operator import Operator
 
 
@@ -91,7 +91,7 @@ def _fake(
     eps: float,
     correction: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if content.dtype == torch.float64 else torch.float32
+    dtype = sums_dtype(content)
     mean, rstd = (content.new_empty(content.shape[:2], dtype=dtype) for _ in range(2))
     return content.new_empty(content.shape), mean, rstd
 

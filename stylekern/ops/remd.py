@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stylekern.ops._checks import check_option, shape
+from stylekern.ops._checks import check_option, shape, sums_dtype
 from stylekern.ops.min_distances import OPERATOR, check_features
 
 REDUCTIONS = ("mean", "none")
@@ -41,6 +41,6 @@ def remd(x: Tensor, y: Tensor, *, metric: str = "cosine", reduction: str = "mean
     if x.shape[0] and not x.shape[1]:
         raise ValueError(f"remd: x and y must have at least one row, got {shape(x)} and {shape(y)}")
     row_min, _, col_min, _ = OPERATOR(x, y, metric, eps)
-    sums = torch.float64 if x.dtype == torch.float64 else torch.float32
+    sums = sums_dtype(x)
     distance = torch.maximum(row_min.mean(1, dtype=sums), col_min.mean(1, dtype=sums))  # [N]
     return (distance.mean() if reduction == "mean" else distance).to(x.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekern import reference
-from stylekern.ops._checks import check_numbers, check_option, check_tensors, check_variance, shape
+from stylekern.ops._checks import check_numbers, check_option, check_tensors, check_variance, shape, sums_dtype
 from stylekern.ops._operator import Operator
 
 PADDING_MODES = ("reflect", "replicate", "zeros", "none")
@@ -159,7 +159,7 @@ def _fake(
     correction: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, c, h, w = input.shape[0], input.shape[1], vertical.shape[3], vertical.shape[4]
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    dtype = sums_dtype(input)
     statistics = (n, c) if normalize else (0,)
     return (
         input.new_empty((n, c, h, w)),
