@@ -75,7 +75,7 @@ def adaconv(
     if _has_five_sizes(pointwise) and pointwise.shape[3:] == (1, 1):
         pointwise = pointwise[:, :, :, 0, 0]
     arguments = input, spatial, pointwise, bias, normalize, padding_mode, eps, correction
-    if pointwise is None or _has_wide_groups(spatial):  # without a pointwise, the operator makes t
+    if pointwise is None or _has_wide_groups(spatial):  # None is refused there: of it, the operator makes t
         return _of_wide_groups(*arguments)
     output: Tensor = OPERATOR(*arguments)
     return output
