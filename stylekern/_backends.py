@@ -66,7 +66,7 @@ def why_no_compiled(operator: str, device: str) -> str | None:
     if _library.missing:
         return _library.missing
     if operator in outdated:
-        return "the library was built from other sources, without this operator or with other arguments; install it again"
+        return "the library was built from other sources, and lacks this operator or some of its arguments"
     key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device)
     if key is None:
         return f"it has no kernels for device {device}"
