@@ -97,14 +97,18 @@ class AdaConvForward {
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next, int64_t ahead) {
     if (depthwise_) return depthwise(n, g, row0, row1, next, ahead);
     const int64_t tile = x_.tile();
+    const auto group = [&](int64_t n, int64_t g) { return args_.input + p_.input.at(n, g * p_.group_in()); };
     // However large it is: from the last-level cache it comes faster than from memory, too.
-    const T* const after =
-        next < 0 ? nullptr : args_.input + p_.input.at(next / p_.groups, next % p_.groups * p_.group_in());
+    const T* const after = next < 0 ? nullptr : group(next / p_.groups, next % p_.groups);
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);
       x_.fill(args_.input, args_.mean, args_.rstd, n, g, i0, i1);
-      for_blocks(group_out_,
-                 [&](int64_t first, auto size) { block<size>(n, g, first, i0, i1, first == 0 ? after : nullptr); });
+      // The next tile, which a large group's statistics left in the last-level cache.
+      const int64_t down = std::min(tile + p_.kh - 1 - p_.top(), p_.h - i1);
+      const T* const below = i1 < row1 ? group(n, g) + down * p_.input.row : nullptr;
+      for_blocks(group_out_, [&](int64_t first, auto size) {
+        block<size>(n, g, first, i0, i1, first == 0 ? after : first == 4 ? below : nullptr);
+      });
     }
     if (args_.streamed) finish_streams();
   }
@@ -145,7 +149,7 @@ class AdaConvForward {
     if (args_.streamed) finish_streams();
   }
 
-  // B outputs of the group from `first` on. `next`: the group to fetch meanwhile, or null.
+  // B outputs of the group from `first` on. `next`: where to fetch as many rows of a group meanwhile, or null.
   template <int B>
   void block(int64_t n, int64_t g, int64_t first, int64_t i0, int64_t i1, const T* next) {
     const int64_t no = n * p_.out_c + g * group_out_ + first;
