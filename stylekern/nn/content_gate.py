@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stylekern.nn._features import check_map
+from stylekern.nn._features import check_channels, check_map
 
 
 class ContentGate(nn.Module):
@@ -22,11 +22,16 @@ class ContentGate(nn.Module):
     Args:
         channels: Of the content features.
         hidden: Channels between the convolutions; a quarter of `channels` by default.
+
+    Raises:
+        TypeError, ValueError: Numbers of channels that are none.
     """
 
     def __init__(self, channels: int, hidden: int | None = None) -> None:
         super().__init__()
+        check_channels("ContentGate", "channels", channels)
         hidden = max(channels // 4, 1) if hidden is None else hidden
+        check_channels("ContentGate", "hidden", hidden)
         self.features = nn.Conv2d(channels, hidden, 3, padding=1, padding_mode="replicate")
         self.gates = nn.Conv2d(hidden, 2, 3, padding=1, padding_mode="replicate")
         with torch.no_grad():

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stylekern.nn._features import check_map
+from stylekern.nn._features import check_channels, check_map
+from stylekern.ops._checks import is_integer
 
 
 class Decoder(nn.Module):
@@ -21,10 +22,17 @@ class Decoder(nn.Module):
 
     Args:
         channels: Of VGG's first four blocks.
+
+    Raises:
+        TypeError, ValueError: Not four numbers of channels.
     """
 
     def __init__(self, channels: Sequence[int] = (64, 128, 256, 512)) -> None:
         super().__init__()
+        if not isinstance(channels, Sequence) or len(channels) != 4:
+            raise TypeError(f"Decoder: channels must be those of VGG's first four blocks, got {channels!r}")
+        for value in channels:
+            check_channels("Decoder", "channels", value)
         c1, c2, c3, c4 = channels
         widths = ((c4, c3), (c3, c3, c3, c3, c2), (c2, c2, c1), (c1, c1, 3))
         self.channels = tuple(stage[0] for stage in widths)
@@ -56,5 +64,16 @@ def double(x: Tensor) -> Tensor:
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """[N, C, H, W] with the channels of `groups` groups dealt out in turn (ShuffleNet, Zhang et al. 2018)."""
+    """[N, C, H, W] with the channels of `groups` groups dealt out in turn (ShuffleNet, Zhang et al. 2018).
+
+    Raises:
+        TypeError: x is no tensor, groups no integer.
+        ValueError: x has other dimensions, or groups does not divide its channels.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"channel_shuffle: x must be a tensor, got {type(x).__name__}")
+    if not is_integer(groups):
+        raise TypeError(f"channel_shuffle: groups must be an integer, got {type(groups).__name__}")
+    if x.dim() != 4 or groups < 1 or x.shape[1] % groups:
+        raise ValueError(f"channel_shuffle: x must be [N, C, H, W] and {groups} groups divide C, got {list(x.shape)}")
     return torch.unflatten(x, 1, (groups, -1)).transpose(1, 2).flatten(1, 2)

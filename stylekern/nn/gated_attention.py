@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stylekern.nn._features import as_features, as_rows, check_features, normalized
+from stylekern.nn._features import (
+    as_features,
+    as_rows,
+    check_channels,
+    check_features,
+    check_temperature,
+    normalized,
+)
 from stylekern.nn.content_gate import ContentGate
 from stylekern.ops import cgm_attention
 from stylekern.ops._checks import check_option
@@ -27,6 +34,10 @@ class GatedAttention(nn.Module):
         channels: Of both features, `in_planes` there.
         gate: False leaves the gate out.
         hidden, gate_grad, temperature, renormalize: As of :class:`StyleAlignment`.
+
+    Raises:
+        TypeError: A temperature or channels that are no numbers.
+        ValueError: One that is not finite or not positive, an unknown gate_grad.
     """
 
     def __init__(
@@ -40,6 +51,8 @@ class GatedAttention(nn.Module):
         renormalize: bool = False,
     ) -> None:
         super().__init__()
+        check_channels("GatedAttention", "channels", channels)
+        check_temperature("GatedAttention", temperature)
         check_option("GatedAttention", "gate_grad", gate_grad, ("none", "straight_through"))
         self.channels, self.gate_grad = channels, gate_grad
         self.temperature, self.renormalize = temperature, renormalize

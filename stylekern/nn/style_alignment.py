@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stylekern.nn._features import as_features, as_rows, check_features
+from stylekern.nn._features import as_features, as_rows, check_channels, check_features, check_temperature
 from stylekern.nn.content_gate import ContentGate
 from stylekern.ops import cgm_attention
 from stylekern.ops._checks import check_finite, check_option
@@ -33,8 +33,8 @@ class StyleAlignment(nn.Module):
         renormalize: Divides by the mass that the gate keeps; the paper does not.
 
     Raises:
-        TypeError: An alpha or a temperature that is no number.
-        ValueError: One that is not finite, a temperature that is not positive, an unknown gate_grad.
+        TypeError: An alpha, a temperature or channels that are no numbers.
+        ValueError: One that is not finite, a temperature or channels that are not positive, an unknown gate_grad.
     """
 
     def __init__(
@@ -49,10 +49,9 @@ class StyleAlignment(nn.Module):
         renormalize: bool = False,
     ) -> None:
         super().__init__()
+        check_channels("StyleAlignment", "channels", channels)
         check_finite("StyleAlignment", "alpha", alpha)
-        check_finite("StyleAlignment", "temperature", temperature)
-        if not temperature > 0:
-            raise ValueError(f"StyleAlignment: temperature must be positive, got {temperature}")
+        check_temperature("StyleAlignment", temperature)
         check_option("StyleAlignment", "gate_grad", gate_grad, ("none", "straight_through"))
         self.channels, self.alpha, self.gate_grad = channels, alpha, gate_grad
         self.temperature, self.renormalize = temperature, renormalize

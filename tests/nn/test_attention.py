@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stylekern.nn import ContentGate, Decoder, GatedAttention, SAFINModule, StyleAlignment
+from stylekern.nn import ContentGate, Decoder, GatedAttention, SAFINModule, StyleAlignment, channel_shuffle
 from tests.ops.cases import relative_error
 
 
@@ -143,7 +143,39 @@ def test_numbers_out_of_range_are_refused_when_it_is_built() -> None:
     for number in ({"alpha": float("nan")}, {"temperature": float("inf")}):
         with pytest.raises(ValueError, match=r"StyleAlignment: (alpha|temperature) must be finite, got (nan|inf)"):
             StyleAlignment(6, **number)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
-        StyleAlignment(6, temperature=0)
+    for module in (StyleAlignment, GatedAttention):
+        with pytest.raises(ValueError, match=f"{module.__name__}: temperature must be positive, got 0"):
+            module(6, temperature=0)
     with pytest.raises(TypeError, match="alpha must be a number, got str"):
         StyleAlignment(6, alpha="20")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("module", [StyleAlignment, GatedAttention, SAFINModule, ContentGate])
+def test_channels_are_a_positive_number(module: type[nn.Module]) -> None:
+    with pytest.raises(ValueError, match=f"{module.__name__}: channels must be positive, got 0"):
+        module(0)
+    with pytest.raises(TypeError, match=f"{module.__name__}: channels must be an integer, got float"):
+        module(6.0)
+    if module is ContentGate:
+        with pytest.raises(ValueError, match="ContentGate: hidden must be positive, got -1"):
+            module(6, -1)
+
+
+def test_a_decoder_has_four_numbers_of_channels() -> None:
+    for channels in (16, (), (8, 16)):
+        with pytest.raises(TypeError, match=r"Decoder: channels must be .* first four blocks, got "):
+            Decoder(channels)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Decoder: channels must be positive, got 0"):
+        Decoder((2, 4, 6, 0))
+
+
+def test_groups_to_shuffle_divide_the_channels() -> None:
+    x = features(2, 2, n=1)
+    with pytest.raises(ValueError, match=r"4 groups divide C, got \[1, 6, 2, 2\]"):
+        channel_shuffle(x, 4)
+    with pytest.raises(ValueError, match=r"0 groups divide C, got \[1, 6, 2, 2\]"):
+        channel_shuffle(x, 0)
+    with pytest.raises(TypeError, match="channel_shuffle: groups must be an integer, got float"):
+        channel_shuffle(x, 2.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="channel_shuffle: x must be a tensor, got list"):
+        channel_shuffle([1.0], 1)  # type: ignore[arg-type]
