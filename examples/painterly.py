@@ -18,7 +18,7 @@ import numpy as np
 import skimage.data
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from stylekern import reference
@@ -29,8 +29,13 @@ ROUNDS = 8  # strokes over strokes
 
 
 def load(path: Path | None) -> Tensor:
-    """[1, 3, H, W] in [0, 1]; scikit-image's astronaut without a path."""
-    pixels = np.asarray(Image.open(path).convert("RGB")) if path else skimage.data.astronaut()
+    """[1, 3, H, W] in [0, 1], upright; scikit-image's astronaut without a path."""
+    pixels = skimage.data.astronaut()
+    if path:
+        image = ImageOps.exif_transpose(Image.open(path))
+        if image.mode.startswith(("I", "F")):  # convert() would cut what is above 255 off
+            raise OSError(f"its values are of mode {image.mode}; save it with 8 bits a channel")
+        pixels = np.asarray(image.convert("RGB"))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().contiguous() / 255
 
 
@@ -86,9 +91,15 @@ def main() -> None:
     try:
         picture = load(arguments.picture)
     except OSError as error:
-        parser.error(f"{arguments.picture} is no picture that Pillow reads: {error}")
+        parser.error(f"{arguments.picture} is no picture that can be read here: {error}")
     if min(picture.shape[2:]) < 2:
         parser.error(f"a picture of 2 x 2 pixels or more, please; {arguments.picture} has no edges to follow")
+    if arguments.output.suffix.lower() not in Image.registered_extensions():
+        parser.error(f"--output must end as pictures do, such as .png, got {arguments.output}")
+    try:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"there is no folder {arguments.output.parent}, and none can be made: {error}")
     print(f"{arguments.picture or 'astronaut'}: {picture.shape[3]} x {picture.shape[2]} pixels")
     result = picture
     for i in range(ROUNDS):
@@ -98,7 +109,6 @@ def main() -> None:
     result = (result + 0.6 * (result - blur(result, 2.0))).clamp(0, 1)  # crisp strokes
 
     both = torch.cat([picture, result], 3)[0].permute(1, 2, 0)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((both * 255).round().byte().numpy()).save(arguments.output)
     print(f"\nwrote {arguments.output}: before and after")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stylekern.encoders._encoder import Encoder, he_normal_
-from stylekern.encoders.weights import read_weights
+from stylekern.encoders.weights import check_weight, read_weights
 
 BLOCKS = (3, 4, 6, 3)
 EXPANSION = 4
@@ -112,7 +112,7 @@ def resnet50(
 
     Raises:
         FileNotFoundError: No file at the path.
-        ValueError: Another hash; a file without torchvision's keys; an unknown tap.
+        ValueError: Another hash; a file without torchvision's keys, or whose weights are none; an unknown tap.
     """
     encoder = ResNet(deepest=deepest, seed=seed)
     if weights is None:
@@ -127,7 +127,6 @@ def resnet50(
         )
     own = encoder.state_dict()
     for key in kept:
-        if own[key].shape != state[key].shape:
-            raise ValueError(f"resnet50: {origin}: {key} must be {list(own[key].shape)}, got {list(state[key].shape)}")
+        check_weight("resnet50", origin, key, own[key], state[key])
     encoder.load_state_dict({key: state[key].float() for key in kept}, strict=False)
     return encoder

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from stylekern.encoders._encoder import Encoder, collect, he_normal_
 from stylekern.encoders.layouts import BLOCKS, CHANNELS, LAYOUTS, layout_of, names_in_files, tap_names
-from stylekern.encoders.weights import Weights, read_weights
+from stylekern.encoders.weights import Weights, check_weight, read_weights
 
 
 class VGG(Encoder):
@@ -160,8 +160,7 @@ def _load(
         raise ValueError(f"vgg{depth}: {origin} reaches {reached[-1]}, deepest={deepest!r} is behind it or unknown")
     encoder = VGG(depth, layout=layout or told, deepest=deepest or reached[-1], pooling=pooling)
     for key, own in encoder.state_dict().items():
-        if own.shape != tensors[key].shape:
-            raise ValueError(f"vgg{depth}: {origin}: {key} must be {list(own.shape)}, got {list(tensors[key].shape)}")
+        check_weight(f"vgg{depth}", origin, key, own, tensors[key])
         own.copy_(tensors[key])
     return encoder
 
@@ -202,6 +201,7 @@ def vgg19(
 
     Raises:
         FileNotFoundError: No file at the path.
-        ValueError: Another hash; a file that fits no layout, or not the one that is named; a tap behind its end.
+        ValueError: Another hash; a file that fits no layout, or not the one that is named, or whose weights are none; a
+            tap behind its end.
     """
     return _load(19, weights, layout, deepest, pooling, sha256, seed)

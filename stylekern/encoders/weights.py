@@ -59,6 +59,16 @@ def read_weights(source: str | os.PathLike[str], sha256: str | None = None) -> t
     return _read(path, digest), f"{path} (SHA-256 {digest[:16]})"
 
 
+def check_weight(encoder: str, origin: str, key: str, own: Tensor, given: Tensor) -> None:
+    """Raises ValueError unless what a file has for a weight is one: of its shape, of floating point, finite."""
+    if own.shape != given.shape:
+        raise ValueError(f"{encoder}: {origin}: {key} must be {list(own.shape)}, got {list(given.shape)}")
+    if not given.is_floating_point():
+        raise ValueError(f"{encoder}: {origin}: {key} must be of floating point, got {given.dtype}")
+    if not given.isfinite().all():
+        raise ValueError(f"{encoder}: {origin}: {key} must be finite; the file may be broken")
+
+
 def _hash_in(path: Path) -> str:
     """The digits at the end of a file's name."""
     found = re.search("-([0-9a-fA-F]{8,64})$", path.stem)

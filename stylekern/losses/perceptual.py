@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stylekern.losses._base import FeatureLoss, at_least_float32
 from stylekern.losses._encoder import Encoder, check_images, encode
 from stylekern.losses.total_variation import total_variation
-from stylekern.ops._checks import check_tensor, shape
+from stylekern.ops._checks import check_finite, check_tensor, shape
 
 
 class LossTerms(NamedTuple):
@@ -63,8 +63,8 @@ class PerceptualLoss(nn.Module):
     loss. Works under autocast, and compiles in one graph if the encoder does.
 
     Raises:
-        ValueError: No taps at all.
-        TypeError: Taps that are no mapping to weights; losses that are none of features.
+        ValueError: No taps at all; a weight that is not finite.
+        TypeError: Taps that are no mapping to weights; a weight that is no number; losses that are none of features.
     """
 
     def __init__(
@@ -90,6 +90,14 @@ class PerceptualLoss(nn.Module):
                 raise TypeError(
                     f"PerceptualLoss: {name}_loss must be a FeatureLoss such as GramLoss(), got {type(loss).__name__}"
                 )
+            for tap, weight in taps.items():
+                check_finite("PerceptualLoss", f"{name}[{tap!r}]", weight)
+        for name, weight in (
+            ("content_weight", content_weight),
+            ("style_weight", style_weight),
+            ("total_variation_weight", total_variation_weight),
+        ):
+            check_finite("PerceptualLoss", name, weight)
         if not content and not style:
             raise ValueError("PerceptualLoss: content and style have no taps; give at least one of them one")
         self.encoder = encoder

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -33,14 +34,23 @@ class Saved:
         return cls(**config)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes weights and configuration into one safetensors file, an encoder's among them; whole or not at all."""
+        """Writes weights and configuration into one safetensors file, an encoder's among them; whole or not at all.
+
+        Raises:
+            FileNotFoundError: No folder to write it in.
+            IsADirectoryError: The path is a folder's.
+        """
         from safetensors.torch import save
 
         assert isinstance(self, nn.Module)
-        target = Path(path)
+        target = Path(path).expanduser()
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {target.parent} to save a network in")
+        if target.is_dir():
+            raise IsADirectoryError(f"{target} is a folder; name a file in it")
         # clones: safetensors takes no two names of one storage
         state = {k: x.detach().clone(memory_format=torch.contiguous_format) for k, x in self.state_dict().items()}
-        about = json.dumps({"network": type(self).__name__, **self.config})
+        about = json.dumps({"network": type(self).__name__, **self.config}, default=_plain)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             (Path(folder) / "network").write_bytes(save(state, metadata={"stylekern": about}))
             os.replace(Path(folder) / "network", target)
@@ -56,7 +66,8 @@ class Saved:
         from safetensors import SafetensorError, safe_open
         from safetensors.torch import load_file
 
-        if not Path(path).is_file():
+        path = Path(path).expanduser()
+        if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
         try:
             with safe_open(path, "pt") as file:
@@ -67,7 +78,7 @@ class Saved:
             raise ValueError(f"{path} has no configuration beside its weights: {cls.__name__}.save() did not write it")
         try:
             config: dict[str, Any] = json.loads(about)
-            name = config.pop("network")
+            name = str(config.pop("network"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} has a configuration that {cls.__name__}.save() did not write: {about!r}"
@@ -77,9 +88,19 @@ class Saved:
             raise ValueError(f"{path} holds a network {name}, not {cls.__name__}")
         try:
             network = found.build(config)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} has a configuration that {name}.save() did not write: {about!r}") from error
         assert isinstance(network, nn.Module)
-        network.load_state_dict(load_file(path))
+        try:
+            network.load_state_dict(load_file(path))
+        except RuntimeError as error:
+            raise ValueError(f"{path} has other weights than its configuration {about!r}: {error}") from error
         network.eval()
         return network
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy's, which options may be, as JSON has them."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} {value!r} cannot be saved in a configuration")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -144,5 +145,6 @@ class FastObjective(nn.Module):
 
     def forward(self, network: FastTransfer, content: Tensor) -> dict[str, Tensor]:
         """The terms, unweighted, and their `total`."""
-        self.loss.set_content(content)
-        return dict(self.loss(network(content))._asdict())
+        loss = copy(self.loss)  # several threads may call: each has its own content
+        loss.set_content(content)
+        return dict(loss(network(content))._asdict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from stylekern.encoders import VGG, Encoder, RandomMultiScale, ResNet
 from stylekern.losses import ContentLoss, FeatureLoss, GramLoss, LossTerms, PerceptualLoss, Smoothed
-from stylekern.ops._checks import is_integer
+from stylekern.ops._checks import check_finite, is_integer
 
 Watch = Callable[[int, LossTerms, Tensor], None]
 INITS = ("content", "noise")
@@ -44,6 +45,12 @@ class Gatys(nn.Module):
         steps: L-BFGS counts evaluations of the loss.
         init: "content", or "noise": normal around 0.5.
         seed: Of the noise.
+
+    Several threads may call one at a time: what a call encodes is its own.
+
+    Raises:
+        TypeError, ValueError: Unknown options; numbers that are none, or out of range; an encoder without usual taps;
+            what :class:`stylekern.losses.PerceptualLoss` refuses.
     """
 
     def __init__(
@@ -68,11 +75,16 @@ class Gatys(nn.Module):
         for name, given, known in (("optimizer", optimizer, OPTIMIZERS), ("init", init, INITS)):
             if given not in known:
                 raise ValueError(f"Gatys: {name} must be one of {', '.join(known)}, got {given!r}")
-        if not is_integer(steps):
-            raise TypeError(f"Gatys: steps must be an integer, got {steps!r}")
+        for name, number in (("steps", steps), ("seed", seed)):
+            if not is_integer(number):
+                raise TypeError(f"Gatys: {name} must be an integer, got {number!r}")
+        if lr is not None:
+            check_finite("Gatys", "lr", lr)
         if steps < 1 or (lr is not None and not lr > 0):
             raise ValueError(f"Gatys: steps must be at least 1 and lr positive, got steps={steps}, lr={lr}")
-        encoder = RandomMultiScale() if encoder is None else encoder
+        if encoder is None:
+            with torch.inference_mode(False):  # what is made in inference mode has no gradients ever after
+                encoder = RandomMultiScale()
         if content is None or style is None:
             usual = self.taps_for(encoder)
             content, style = (usual[i] if taps is None else taps for i, taps in enumerate((content, style)))
@@ -183,14 +195,15 @@ class Gatys(nn.Module):
                 f"Gatys: style must be one picture or as many as content, {len(content)}, got {len(style)}"
             )
         with torch.inference_mode(False):
-            if self.loss.content:
-                self.loss.set_content(content)
-            if self.loss.style:
-                self.loss.set_style(style)
+            loss = copy(self.loss)  # with targets of its own, and what it has of modules
+            if loss.content:
+                loss.set_content(content)
+            if loss.style:
+                loss.set_style(style)
             picture = self.start(content)
             best, lowest = picture.detach().clone(), torch.full((), torch.inf, device=content.device)
             first = lowest
-            for step, (terms, seen) in enumerate(self.run(picture)):
+            for step, (terms, seen) in enumerate(self.run(loss, picture)):
                 if step == 0:
                     first = terms.total
                     _check_finite(terms)
@@ -198,7 +211,7 @@ class Gatys(nn.Module):
                 if watch is not None:
                     watch(step, terms, seen)
             with torch.no_grad():
-                best, lowest = _better(self.loss(picture).total, picture.detach(), lowest, best)
+                best, lowest = _better(loss(picture).total, picture.detach(), lowest, best)
         if first > 0 and not lowest < first:
             warnings.warn(
                 f"Gatys: of {self.steps} evaluations none was better than the first, and what was started from is "
@@ -216,13 +229,13 @@ class Gatys(nn.Module):
             content = (0.5 + 0.1 * torch.randn(content.shape, generator=generator)).to(content)
         return content.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
 
-    def run(self, picture: Tensor) -> Iterator[tuple[LossTerms, Tensor]]:
+    def run(self, loss: PerceptualLoss, picture: Tensor) -> Iterator[tuple[LossTerms, Tensor]]:
         """Optimises the picture in place; gives each evaluation's terms and a copy of the picture that has them."""
         seen: list[tuple[LossTerms, Tensor]] = []
 
         def evaluate() -> Tensor:
             with torch.enable_grad():
-                terms: LossTerms = self.loss(picture)
+                terms: LossTerms = loss(picture)
                 (grad,) = torch.autograd.grad(terms.total, picture)
             picture.grad = grad.contiguous()  # L-BFGS views it as a vector
             seen.append((LossTerms(*(term.detach() for term in terms)), picture.detach().clone()))

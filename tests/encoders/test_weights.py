@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stylekern.encoders import read_weights, resnet50, vgg16, vgg19
+from stylekern.encoders import ResNet, read_weights, resnet50, vgg16, vgg19
 
 WIDTHS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, 256, "pool", 512)  # to conv4_1, of the real widths
 
@@ -227,6 +227,21 @@ def test_a_file_address_is_a_path(tmp_path: Path) -> None:
     assert "x" in read_weights((tmp_path / "a b.pth").as_uri())[0]
     with pytest.raises(FileNotFoundError):
         read_weights((tmp_path / "c.pth").as_uri())
+
+
+def test_weights_are_finite_numbers_of_floating_point(tmp_path: Path) -> None:
+    """Those of a quantised file would be read as weights in the hundreds."""
+    state, resnet = features_of(torchvision_vgg19()), ResNet(width=64).state_dict()
+    for change, message in (
+        (lambda x: (x * 100).int(), "must be of floating point, got torch.int32"),
+        (lambda x: x * float("nan"), "must be finite; the file may be broken"),
+    ):
+        torch.save(state | {"features.5.weight": change(state["features.5.weight"])}, tmp_path / "vgg.pth")
+        with pytest.raises(ValueError, match=f"vgg19: .*vgg.pth .* {message}"):
+            vgg19(tmp_path / "vgg.pth")
+        torch.save(resnet | {"conv1.weight": change(resnet["conv1.weight"])}, tmp_path / "resnet.pth")
+        with pytest.raises(ValueError, match=f"resnet50: .*resnet.pth .*: conv1.weight {message}"):
+            resnet50(tmp_path / "resnet.pth")
 
 
 def test_files_that_are_no_weights(tmp_path: Path) -> None:

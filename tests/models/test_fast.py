@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,15 @@ def test_two_hundred_steps_halve_the_loss_and_gradients_reach_everything() -> No
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
+
+
+def test_threads_may_share_an_objective() -> None:
+    network, contents = small(), [pictures(1, 32, 32) for _ in range(8)]
+    objective = FastObjective(VGG(16, channels=CHANNELS), pictures(1, 40, 60, 12))
+    alone = [objective(network, content)["content"].item() for content in contents]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert list(pool.map(lambda content: objective(network, content)["content"].item(), contents)) == alone
 
 
 def test_the_objective_is_equations_5_to_7() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -101,6 +102,8 @@ def test_noise_is_of_the_seed_and_a_batch_has_one_style() -> None:
 def test_watch_sees_every_evaluation_and_what_it_raises_ends_it() -> None:
     content, style = pictures(1, 40, 40), pictures(1, 40, 40)
     gatys, steps = Gatys(ENCODERS["random"](), steps=9), []
+    gatys.loss.set_content(content)
+    gatys.loss.set_style(style)
 
     class Enough(Exception):
         pass
@@ -140,6 +143,8 @@ def test_the_picture_of_the_lowest_loss_is_kept() -> None:
     gatys = Gatys(ENCODERS["random"](), lr=30.0, optimizer="adam", steps=15)  # a rate that overshoots
     seen, picture = losses(gatys, content, style)
     assert seen[-1] > min(seen)
+    gatys.loss.set_content(content)
+    gatys.loss.set_style(style)
     with torch.no_grad():
         found = gatys.loss(picture).total.item()  # cut to [0, 1], so about
     assert found <= 1.5 * min(seen)
@@ -208,9 +213,8 @@ def test_a_picture_in_its_own_style_needs_no_step() -> None:
 
 def test_a_start_without_a_finite_loss_is_refused() -> None:
     content, style = pictures(1, 32, 32), pictures(1, 32, 32, 12)
-    for gatys, of in ((small(), style * torch.nan), (small(style_weight=float("nan")), style)):
-        with pytest.raises(ValueError, match="must be finite where it starts, got total nan, content 0, style"):
-            gatys(content, of)
+    with pytest.raises(ValueError, match="must be finite where it starts, got total nan, content 0, style"):
+        small()(content, style * torch.nan)
 
 
 def test_what_would_fail_later_is_refused_at_once() -> None:
@@ -220,3 +224,38 @@ def test_what_would_fail_later_is_refused_at_once() -> None:
         small(steps=2.5)
     with pytest.raises(TypeError, match=r"content\.float\(\) / 255"):
         small()(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.rand(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_threads_may_share_one(optimizer: str) -> None:
+    gatys = Gatys(ENCODERS["random"](), optimizer=optimizer, steps=6)
+    jobs = [(pictures(1, 24, 24), pictures(1, 32, 24)) for _ in range(4)]
+    alone = [gatys(*job) for job in jobs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda job: gatys(*job), jobs))
+    assert all(map(torch.equal, alone, together))
+
+
+def test_it_is_built_in_inference_mode_too() -> None:
+    content, style = pictures(1, 24, 24), pictures(1, 24, 24)
+    with torch.inference_mode():
+        picture = Gatys(steps=2)(content, style)
+    assert torch.equal(picture, Gatys(steps=2)(content, style))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"lr": "1"}, TypeError, "Gatys: lr must be a number, got str"),
+        ({"lr": float("inf")}, ValueError, "Gatys: lr must be finite, got inf"),
+        ({"seed": 1.5}, TypeError, "Gatys: seed must be an integer, got 1.5"),
+        ({"style_weight": "10"}, TypeError, "PerceptualLoss: style_weight must be a number, got str"),
+        ({"content_weight": float("nan")}, ValueError, "PerceptualLoss: content_weight must be finite, got nan"),
+        ({"content": {"conv4_1": "1"}}, TypeError, r"PerceptualLoss: content\['conv4_1'\] must be a number, got str"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_when_it_is_built(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Gatys(ENCODERS["vgg"](), **options)

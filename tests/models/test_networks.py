@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import stylekern
-from stylekern.encoders import RandomMultiScale, vgg16
+from stylekern.encoders import VGG, RandomMultiScale, vgg16
 from stylekern.models import SAFIN, AdaConv, AdaIN, FastTransfer, SANet, StyleKernel, StyleTransfer, VGGClassifier
 from tests.ops.cases import relative_error
 
-from .networks import NETWORKS, OBJECTIVES, pictures, small, trained
+from .networks import CHANNELS, NETWORKS, OBJECTIVES, pictures, small, trained
 
 
 @pytest.fixture(params=NETWORKS)
@@ -211,6 +213,40 @@ def test_files_that_hold_no_network(tmp_path: Path) -> None:
         save_file({"x": torch.rand(2)}, tmp_path / "foreign.safetensors", metadata={"stylekern": about})
         with pytest.raises(ValueError, match=r"foreign.safetensors has a configuration that .*save\(\) did not write"):
             AdaIN.load(tmp_path / "foreign.safetensors")
+
+
+def test_numbers_of_numpy_are_saved_as_numbers(tmp_path: Path) -> None:
+    network = StyleKernel(VGG(19, channels=np.array(CHANNELS)), groups=np.int64(4), alpha=np.float32(4))
+    network.save(tmp_path / "network.safetensors")
+    again = StyleKernel.load(tmp_path / "network.safetensors")
+    content, style = pictures(1, 33, 40), pictures(1, 40, 40)
+    assert torch.equal(again(content, style), network(content, style))
+
+
+def test_where_a_network_cannot_be_saved_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = NETWORKS["adain"]()
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none to save a network in"):
+        network.save(tmp_path / "none" / "network.safetensors")
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file in it"):
+        network.save(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    network.save("~/network.safetensors")
+    assert (tmp_path / "network.safetensors").is_file() and AdaIN.load("~/network.safetensors").config == network.config
+
+
+def test_files_that_save_did_not_write_are_refused(tmp_path: Path) -> None:
+    path, config = tmp_path / "other.safetensors", NETWORKS["adain"]().config
+    for about, message in (
+        ({"network": "AdaIN", **config}, "other.safetensors has other weights than its configuration"),
+        ({"network": ["AdaIN"]}, r"other.safetensors holds a network \['AdaIN'\], not AdaIN"),
+        (
+            {"network": "AdaIN", **config, "encoder": {"channels": [-1] * 5}},
+            "other.safetensors has a configuration that",
+        ),
+    ):
+        save_file({"a": torch.ones(1)}, path, metadata={"stylekern": json.dumps(about)})
+        with pytest.raises(ValueError, match=message):
+            AdaIN.load(path)
 
 
 def test_a_save_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
