@@ -108,7 +108,8 @@ class FastObjective(nn.Module):
         style   = |Gram / (C H W) - Gram_s / (C H W)|^2         summed over relu1_2, relu2_2, relu3_3, relu4_3
         total   = content_weight content + style_weight style + variation_weight variation
 
-    Layers are Johnson's, for VGG-16; the paper names none.
+    Layers are Johnson's, for VGG-16; the paper names none. Pictures have 8 pixels a side or more: of smaller ones
+    nothing is left at relu4_3.
 
     Args:
         encoder: That sees contents and styles; the paper's is VGG-16.
