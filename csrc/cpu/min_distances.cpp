@@ -173,6 +173,19 @@ class Search {
     }
   }
 
+  // Of all rows the one of middle length. Squares of rows far from where the others are would cost the digits of all.
+  STYLEKERN_NOINLINE const T* middle_row() const {
+    std::vector<std::pair<double, int64_t>> rows;
+    for (int64_t k = 0; k < p_.l + p_.m; ++k) {
+      const Features<T>& side = k < p_.l ? x_ : y_;
+      const int64_t i = k < p_.l ? k : k - p_.l;
+      if (!bad(side, i)) rows.emplace_back(side.square[i], k);
+    }
+    const auto middle = rows.begin() + int64_t(rows.size() - 1) / 2;
+    std::nth_element(rows.begin(), middle, rows.end());
+    return middle->second < p_.l ? x_.row(middle->second) : y_.row(middle->second - p_.l);
+  }
+
   // Whether products of the rows as they are stay far from the ends of float's range.
   static bool tame(const Features<T>& side) {
     return std::all_of(side.square, side.square + side.count,
@@ -187,14 +200,13 @@ class Search {
   // A block of rows as the products need them, in scratch; and what is added to their products.
   STYLEKERN_NOINLINE void pack(const Features<T>& side, int64_t first, int64_t count, Tensor& block, A* add) const {
     A* const to = mutable_data<A>(block);
-    const T* const centre = y_.row(centre_);
     parallel_for(count, 4 * p_.d, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const T* const row = side.row(first + i);
         if (p_.cosine())
           K::normalize(row, norm(side, first + i), p_.d, to + i * p_.d);
         else
-          add[i] = K::centre(row, centre, p_.d, to + i * p_.d);
+          add[i] = K::centre(row, centre_, p_.d, to + i * p_.d);
       }
     });
   }
@@ -202,9 +214,10 @@ class Search {
   void sweep_tiles(bool by_differences) {
     const bool direct = p_.cosine() && std::is_same_v<T, A> && p_.d >= kWorthAView && tame(x_) && tame(y_);
     if (!direct) s_.need_blocks(p_);
-    centre_ = 0;
-    while (centre_ + 1 < p_.m && bad(y_, centre_)) ++centre_;
-    if (bad(y_, centre_)) return;  // every distance is NaN
+    int64_t good = 0;
+    while (good < p_.m && bad(y_, good)) ++good;
+    if (good == p_.m) return;  // every distance is NaN
+    if (!p_.cosine()) centre_ = middle_row();
     int64_t packed = -1;
     for (int64_t b = 0; b < s_.columns.count; ++b) {
       const int64_t j0 = s_.columns.begin(b), columns = s_.columns.length(b);
@@ -325,7 +338,7 @@ class Search {
   Features<T> x_, y_;
   Scratch<T>& s_;
   int64_t *row_index_, *col_index_;
-  int64_t centre_ = 0;
+  const T* centre_ = nullptr;  // which rows are moved by, euclidean
 };
 
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;

@@ -44,8 +44,10 @@ def min_distances(x: Tensor, y: Tensor, *, metric: str = "cosine", eps: float = 
         x). The minimum is taken over distances that are computed in float32 (float64 for float64); the distance of the
         pair that it finds is then computed again in float64, so that equal rows are 0 apart (cosine) whatever their
         norm. Equal rows are ties, and of several nearest the lowest index counts; other distances that agree within
-        rounding may go either way. A row with NaN or infinity (or, of float64, with a norm above 1e154, whose square is
-        one) is NaN away from all, as `torch.min` has it: argmin is then the first such row.
+        rounding may go either way. (Euclidean, of more than 16 values: squares agree within a rounding of the squared
+        distance to the row of middle length, so that of two far clusters only one is searched to the last digit.) A row
+        with NaN or infinity (or, of float64, with a norm above 1e154, whose square is one) is NaN away from all, as
+        `torch.min` has it: argmin is then the first such row.
 
     Raises:
         ValueError: Shapes that do not fit; a minimum over no rows; an unknown metric; an eps that is not positive.

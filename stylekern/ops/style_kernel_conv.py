@@ -210,8 +210,10 @@ def _backward(
         gradients[:3] = [x if need else None for x, need in zip(computed, needed, strict=True)]
     if ctx.needs_input_grad[3]:
         # y = ... + bias[i,j]: the gradient itself, summed over the channels that share a bias
-        shared = ctx.bias_planes != input.shape[1]
-        gradients[3] = grad.unflatten(1, (ctx.bias_planes, -1)).sum(2) if shared else grad
+        gradients[3] = grad
+        if (planes := ctx.bias_planes) != input.shape[1]:
+            n, c, h, w = grad.shape
+            gradients[3] = grad.reshape(n, planes, c // planes, h, w).sum(2)
     return tuple(gradients)
 
 

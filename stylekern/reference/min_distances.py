@@ -19,7 +19,8 @@ def min_distances(
         d = 1 - _unit(x, eps) @ _unit(y, eps).mT  # [N, L, M]
     else:
         # In float64, because sums cancel. Less does where both sides are moved, which changes no distance.
-        u, v = (side.double() - y[:, :1].detach().nan_to_num(0, 0, 0) for side in (x, y))
+        centre = y[:, :1].detach().nan_to_num(0, 0, 0) if y.shape[1] else 0
+        u, v = (side.double() - centre for side in (x, y))
         squared = u.square().sum(-1)[:, :, None] + v.square().sum(-1)[:, None] - 2 * u @ v.mT
         d = torch.sqrt(torch.clamp(squared, 1e-5, 1e5) / x.shape[2]).to(x.dtype)
     row = _first_equal(y).gather(1, _lowest(d.detach(), 2))

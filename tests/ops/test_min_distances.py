@@ -225,6 +225,23 @@ class TestMinDistances(OperatorSuite):
             assert torch.equal(ours[1], truth[1]) and torch.equal(ours[3], truth[3])
             assert all(relative_error(a, b) < TOLERANCE[torch.float32] for a, b in zip(ours, truth, strict=True))
 
+    @pytest.mark.parametrize("swapped", [False, True])
+    @pytest.mark.parametrize("row", [0, 1, 29])
+    def test_a_row_far_from_all_others_costs_them_no_digits(
+        self, row: int, swapped: bool, backend: str, device: str
+    ) -> None:
+        x, y = (torch.randn(2, count, 40, device=device) for count in (50, 30))
+        y[:, row] += 1e4
+        x, y = (y, x) if swapped else (x, y)
+        ours, truth = min_distances(x, y, metric="euclidean"), min_distances(x.double(), y.double(), metric="euclidean")
+        for a, b in zip(ours, truth, strict=True):
+            assert torch.equal(a, b) if a.dtype == torch.int64 else ((a - b).abs() <= 1e-6 * b).all()
+
+    def test_nothing_of_an_empty_batch(self, backend: str, device: str) -> None:
+        for metric in METRICS:
+            x, y = torch.empty(0, 4, 40, device=device), torch.empty(0, 0, 40, device=device)
+            assert [z.shape for z in min_distances(x, y, metric=metric)] == [(0, 4), (0, 4), (0, 0), (0, 0)]
+
     @pytest.mark.parametrize(("metric", "eps"), [("cosine", 0.03), ("euclidean", 1e-12)])
     @pytest.mark.parametrize("d", [3, 40])
     def test_bounds_of_float64_are_float64(self, d: int, metric: str, eps: float, backend: str, device: str) -> None:

@@ -260,6 +260,15 @@ class TestStyleKernelConv(NormalizingSuite, OperatorSuite):
         with pytest.raises(RuntimeError, match="padding_mode"):
             compiled_op(x, v, u, None, "mirror", "sequential", False, 1e-5, 0)
 
+    def test_gradients_of_a_shared_bias_can_be_batched(self) -> None:
+        x, v, u = torch.randn(2, 4, 6, 7), torch.randn(2, 2, 3, 6, 7), torch.randn(2, 2, 5, 6, 7)
+        bias = torch.randn(2, 2, 6, 7, requires_grad=True)
+        y = style_kernel_conv(x, v, u, bias)
+        upstream = torch.randn(3, *y.shape)
+        (together,) = torch.autograd.grad(y, bias, upstream, is_grads_batched=True, retain_graph=True)
+        each = [torch.autograd.grad(y, bias, g, retain_graph=True)[0] for g in upstream]
+        assert torch.equal(together, torch.stack(each))
+
     @settings(max_examples=60, deadline=None, derandomize=True)
     @given(
         n=st.integers(0, 2),
