@@ -103,7 +103,7 @@ class AdaConvForward {
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);
       x_.fill(args_.input, args_.mean, args_.rstd, n, g, i0, i1);
-      // The next tile, which a large group's statistics left in the last-level cache.
+      // The next tile, which a large group's statistics left in the last-level cache, beside the second block.
       const int64_t down = std::min(tile + p_.kh - 1 - p_.top(), p_.h - i1);
       const T* const below = i1 < row1 ? group(n, g) + down * p_.input.row : nullptr;
       for_blocks(group_out_, [&](int64_t first, auto size) {

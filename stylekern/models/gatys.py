@@ -46,7 +46,7 @@ class Gatys(nn.Module):
         init: "content", or "noise": normal around 0.5.
         seed: Of the noise.
 
-    Several threads may call one at a time: what a call encodes is its own.
+    Several threads may call the same one at once: what a call encodes is its own.
 
     Raises:
         TypeError, ValueError: Unknown options; numbers that are none, or out of range; an encoder without usual taps;
