@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stylekern.encoders._encoder import Encoder
+from stylekern.ops._checks import check_count
 
 
 class RandomMultiScale(Encoder):
@@ -30,7 +31,8 @@ class RandomMultiScale(Encoder):
         seed: One seed gives one encoder, everywhere.
 
     Raises:
-        ValueError: An even size, or less than one of something.
+        TypeError: What is no integer.
+        ValueError: An even size, or one of 1; less than one of something.
     """
 
     weight: Tensor
@@ -38,11 +40,10 @@ class RandomMultiScale(Encoder):
 
     def __init__(self, *, filters: int = 96, size: int = 11, levels: int = 5, seed: int = 0) -> None:
         super().__init__()
-        if min(filters, size, levels) < 1 or size % 2 == 0 or size == 1:
-            raise ValueError(
-                "RandomMultiScale: filters and levels must be positive and size odd and above 1, got "
-                f"filters={filters}, size={size}, levels={levels}"
-            )
+        for name, value in (("filters", filters), ("size", size), ("levels", levels)):
+            check_count("RandomMultiScale", name, value)
+        if size % 2 == 0 or size == 1:
+            raise ValueError(f"RandomMultiScale: size must be odd and above 1, got {size}")
         self.filters, self.size, self.levels, self.seed = filters, size, levels, seed
         self.channels = {f"scale{level + 1}": filters for level in range(levels)}
         weight = torch.randn(filters, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from stylekern.encoders._encoder import Encoder, he_normal_
 from stylekern.encoders.weights import check_weight, read_weights
+from stylekern.ops._checks import check_count
 
 BLOCKS = (3, 4, 6, 3)
 EXPANSION = 4
@@ -49,13 +50,13 @@ class ResNet(Encoder):
         seed: Of the random weights (He et al. 2015) that the network starts with.
 
     Raises:
+        TypeError: A width that is no integer.
         ValueError: An unknown tap; a width below 1.
     """
 
     def __init__(self, *, width: int = 64, deepest: str = "layer4.2", seed: int = 0) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"ResNet: width must be positive, got {width}")
+        check_count("ResNet", "width", width)
         every = {"conv1": width, "relu": width, "maxpool": width}
         for stage, count in enumerate(BLOCKS):
             every |= {f"layer{stage + 1}.{i}": EXPANSION * width << stage for i in range(count)}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stylekern.encoders._encoder import Encoder, collect, he_normal_
 from stylekern.encoders.layouts import BLOCKS, CHANNELS, LAYOUTS, layout_of, names_in_files, tap_names
 from stylekern.encoders.weights import Weights, check_weight, read_weights
+from stylekern.ops._checks import check_counts
 
 
 class VGG(Encoder):
@@ -35,6 +36,7 @@ class VGG(Encoder):
         seed: Of the random weights (He et al. 2015) that the network starts with.
 
     Raises:
+        TypeError, ValueError: Channels that are not five positive integers.
         ValueError: An unknown depth, layout, pooling or tap.
     """
 
@@ -54,8 +56,7 @@ class VGG(Encoder):
                 raise ValueError(f"VGG: {name} must be one of {', '.join(map(str, known))}, got {given!r}")
         if pooling not in ("max", "average"):
             raise ValueError(f"VGG: pooling must be max or average, got {pooling!r}")
-        if len(channels) != len(CHANNELS) or min(channels) < 1:
-            raise ValueError(f"VGG: channels must be five positive numbers, one for each block, got {list(channels)}")
+        check_counts("VGG", "channels", channels, len(CHANNELS))
         self.depth, self.layout, self.pooling, self.deepest = depth, layout, pooling, deepest
         self.widths = tuple(channels)
         self._layout = LAYOUTS[layout]

@@ -27,6 +27,15 @@ def check_images(owner: str, name: str, images: Any) -> None:
         raise ValueError(f"{owner}: {name} must be RGB [N, 3, H, W] in [0, 1], got {shape(images)}")
 
 
+def check_encoder(owner: str, encoder: Any) -> None:
+    """Raises TypeError unless encoder can be called."""
+    if not callable(encoder):
+        raise TypeError(
+            f"{owner}: encoder must be a network such as stylekern.encoders.vgg19(), encoder(images, taps) -> features "
+            f"by tap, got {type(encoder).__name__}"
+        )
+
+
 def encode(owner: str, encoder: Encoder, images: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
     """The features of all taps, in one pass.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stylekern.losses._base import at_least_float32
 from stylekern.losses._encoder import check_images
-from stylekern.ops._checks import check_option, check_tensor, shape
+from stylekern.ops._checks import check_count, check_option, check_tensor, shape
 
 
 class MultiScaleDiscriminator(nn.Module):
@@ -27,16 +27,14 @@ class MultiScaleDiscriminator(nn.Module):
         layers: Convolutions of stride 2. 3 sees patches of 70 x 70 pixels at each scale.
 
     Raises:
+        TypeError: What is no integer.
         ValueError: Less than one scale, channel or layer.
     """
 
     def __init__(self, scales: int = 3, channels: int = 64, layers: int = 3) -> None:
         super().__init__()
-        if min(scales, channels, layers) < 1:
-            raise ValueError(
-                f"MultiScaleDiscriminator: scales, channels and layers must be at least 1, got {scales}, {channels} "
-                f"and {layers}"
-            )
+        for name, value in (("scales", scales), ("channels", channels), ("layers", layers)):
+            check_count("MultiScaleDiscriminator", name, value)
         self.discriminators = nn.ModuleList(_patch_discriminator(channels, layers) for _ in range(scales))
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from stylekern.losses.remd import REMDLoss
 from stylekern.losses.self_similarity import SelfSimilarityLoss
 from stylekern.losses.statistics import MomentMatchingLoss
+from stylekern.ops._checks import check_positive
 
 
 class HybridTerms(NamedTuple):
@@ -41,13 +41,13 @@ class HybridLoss(nn.Module):
         max_positions: Of the self-similarity.
 
     Raises:
+        TypeError: An alpha that is no number.
         ValueError: An alpha that is not positive and finite; an unknown reduction; max_positions below 1.
     """
 
     def __init__(self, alpha: float = 1.0, *, reduction: str = "columns", max_positions: int | None = 1024) -> None:
         super().__init__()
-        if not 0 < alpha < math.inf:
-            raise ValueError(f"HybridLoss: alpha must be positive and finite, got {alpha}")
+        check_positive("HybridLoss", "alpha", alpha)
         self.alpha = alpha
         self.moments = MomentMatchingLoss()
         self.remd = REMDLoss()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylekern.losses._base import FeatureLoss, at_least_float32
-from stylekern.losses._encoder import Encoder, check_images, encode
+from stylekern.losses._encoder import Encoder, check_encoder, check_images, encode
 from stylekern.losses.total_variation import total_variation
 from stylekern.ops._checks import check_finite, check_tensor, shape
 
@@ -64,7 +64,8 @@ class PerceptualLoss(nn.Module):
 
     Raises:
         ValueError: No taps at all; a weight that is not finite.
-        TypeError: Taps that are no mapping to weights; a weight that is no number; losses that are none of features.
+        TypeError: An encoder that cannot be called; taps that are no mapping to weights; a weight that is no number;
+            losses that are none of features.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class PerceptualLoss(nn.Module):
         total_variation_weight: float = 0.0,
     ) -> None:
         super().__init__()
+        check_encoder("PerceptualLoss", encoder)
         for name, taps, loss in (("content", content, content_loss), ("style", style, style_loss)):
             if not isinstance(taps, Mapping):
                 raise TypeError(

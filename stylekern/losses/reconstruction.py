@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from stylekern.losses._base import at_least_float32, safe_sqrt
-from stylekern.losses._encoder import Encoder, check_images, encode
-from stylekern.ops._checks import shape
+from stylekern.losses._encoder import Encoder, check_encoder, check_images, encode
+from stylekern.ops._checks import check_finite, shape
 
 
 class ReconstructionLoss(nn.Module):
@@ -33,7 +33,8 @@ class ReconstructionLoss(nn.Module):
     Norms are in float32 or better, also under autocast, where the encoder's features may be of 16 bits.
 
     Raises:
-        ValueError: No taps, or a tap that is there twice.
+        TypeError: An encoder that cannot be called; a weight that is no number.
+        ValueError: No taps, or a tap that is there twice; a weight that is not finite.
     """
 
     def __init__(
@@ -47,6 +48,9 @@ class ReconstructionLoss(nn.Module):
         super().__init__()
         if isinstance(taps, str) or not taps or len(set(taps)) != len(taps):
             raise ValueError(f"ReconstructionLoss: taps must be different names of layers, got {taps!r}")
+        check_encoder("ReconstructionLoss", encoder)
+        for name, weight in (("image_weight", image_weight), ("feature_weight", feature_weight)):
+            check_finite("ReconstructionLoss", name, weight)
         self.encoder, self.taps = encoder, tuple(taps)
         self.image_weight, self.feature_weight = image_weight, feature_weight
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stylekern.losses._base import FeatureLoss, safe_sqrt
-from stylekern.ops._checks import check_option, shape
+from stylekern.ops._checks import check_option, check_positive, shape
 
 
 class MeanStdLoss(FeatureLoss):
@@ -30,8 +30,9 @@ class MeanStdLoss(FeatureLoss):
     of one position has variance 0.
 
     Raises:
-        ValueError: An unknown kind; an eps that is not positive. In `target` and `forward`, features of one position,
-            which have no variance.
+        TypeError: An eps that is no number.
+        ValueError: An unknown kind; an eps that is not positive and finite. In `target` and `forward`, features of one
+            position, which have no variance.
     """
 
     _kept = (2, 2)
@@ -39,8 +40,7 @@ class MeanStdLoss(FeatureLoss):
     def __init__(self, kind: str = "euclidean", *, eps: float = 1e-5) -> None:
         super().__init__()
         check_option("MeanStdLoss", "kind", kind, ("euclidean", "mse"))
-        if not eps > 0:
-            raise ValueError(f"MeanStdLoss: eps must be positive, got {eps}")
+        check_positive("MeanStdLoss", "eps", eps)
         self.kind, self.eps = kind, eps
 
     def extra_repr(self) -> str:

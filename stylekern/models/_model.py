@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from stylekern.encoders import VGG
 from stylekern.models._saved import Saved
-from stylekern.ops._checks import check_pixels
+from stylekern.ops._checks import check_count, check_pixels
 
 M = TypeVar("M", bound="StyleTransfer")
 
@@ -88,6 +88,21 @@ class StyleTransfer(nn.Module, Saved):
         """The network's result without gradients, in [0, 1]."""
         result: Tensor = self(content, style, **options).clamp(0, 1)
         return result
+
+
+def multiple_for(owner: str, size: int) -> int:
+    """The `multiple` of a network whose kernels, of `size` x `size`, reflect borders at relu4_1.
+
+    Pictures have at least twice as many pixels: two positions, and four for borders of 2 or 3.
+
+    Raises:
+        TypeError: A size that is no integer.
+        ValueError: One that is not 1, 3, 5 or 7.
+    """
+    check_count(owner, "size", size)
+    if size not in (1, 3, 5, 7):
+        raise ValueError(f"{owner}: size must be 1, 3, 5 or 7, got {size}")
+    return 8 if size < 5 else 16
 
 
 def check_picture(owner: str, what: str, x: Tensor) -> None:

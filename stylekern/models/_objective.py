@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stylekern.encoders import Encoder
 from stylekern.losses import FeatureLoss
+from stylekern.ops._checks import check_finite
 
 
 class Objective(nn.Module):
@@ -16,11 +17,19 @@ class Objective(nn.Module):
 
     Terms are [], unweighted; `total` is their sum by `weights`. Gradients reach the network's parameters.
 
-    Attributes:
+    Args:
         weights: Of the terms.
+
+    Raises:
+        TypeError: A weight that is no number.
+        ValueError: A weight that is not finite.
     """
 
-    weights: Mapping[str, float]
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        super().__init__()
+        for name, weight in weights.items():
+            check_finite(type(self).__name__, f"the weight of {name}", weight)
+        self.weights = dict(weights)
 
     def total(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """The terms and, under "total", their weighted sum."""
@@ -28,7 +37,13 @@ class Objective(nn.Module):
 
 
 def need_taps(owner: str, encoder: Encoder, taps: Sequence[str]) -> None:
-    """Raises ValueError where the encoder ends before a tap."""
+    """
+    Raises:
+        TypeError: What is no encoder.
+        ValueError: One that ends before a tap.
+    """
+    if not isinstance(encoder, Encoder):
+        raise TypeError(f"{owner}: encoder must be one of stylekern.encoders, got {type(encoder).__name__}")
     missing = [tap for tap in taps if tap not in encoder.channels]
     if missing:
         raise ValueError(

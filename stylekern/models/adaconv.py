@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from stylekern.encoders import VGG
 from stylekern.losses import ContentLoss, HybridLoss, MomentMatchingLoss
-from stylekern.models._model import StyleTransfer, continued, cut
+from stylekern.models._model import StyleTransfer, continued, cut, multiple_for
 from stylekern.models._objective import Objective
 from stylekern.nn import Decoder
 from stylekern.nn.decoder import double
 from stylekern.ops import adaconv
+from stylekern.ops._checks import check_counts
 
 
 class StyleEncoder(nn.Module):
@@ -74,10 +75,11 @@ class AttentiveStyleEncoder(StyleEncoder):
         super().__init__(channels, size)
         if masks not in ("mean", "each"):
             raise ValueError(f"AttentiveStyleEncoder: masks must be mean or each, got {masks!r}")
-        if not rates or min(rates) < 1 or (masks == "each" and channels % len(rates)):
+        check_counts("AttentiveStyleEncoder", "rates", rates)
+        if masks == "each" and channels % len(rates):
             raise ValueError(
-                f"AttentiveStyleEncoder: rates must be positive and, for masks='each', their number divide the "
-                f"{channels} channels, got {list(rates)}"
+                f"AttentiveStyleEncoder: for masks='each', the number of rates must divide the {channels} channels, "
+                f"got {list(rates)}"
             )
         self.masks = masks
         self.dilated = nn.ModuleList(
@@ -149,13 +151,13 @@ class AdaConv(StyleTransfer):
         groups: Sequence[int] = (1, 2, 4, 8),
         size: int = 3,
     ) -> None:
+        check_counts("AdaConv", "rates", rates)
+        check_counts("AdaConv", "groups", groups, 4)
         options = {"attentive": attentive, "rates": list(rates), "masks": masks, "groups": list(groups), "size": size}
         super().__init__(encoder, "relu4_1", options)
-        if size not in (1, 3, 5, 7):
-            raise ValueError(f"AdaConv: size must be 1, 3, 5 or 7, got {size}")
-        self.multiple = 8 if size < 5 else 16  # twice that at least: borders of up to 3 positions are reflected
+        self.multiple = multiple_for("AdaConv", size)
         self.decoder = Decoder(self.encoder.widths[:4])
-        if len(groups) != 4 or any(g < 1 or c % g for c, g in zip(self.decoder.channels, groups, strict=False)):
+        if any(c % g for c, g in zip(self.decoder.channels, groups, strict=True)):
             raise ValueError(f"AdaConv: groups must be four divisors of {self.decoder.channels}, got {list(groups)}")
         channels = self.encoder.channels["relu4_1"]
         if attentive:
@@ -201,14 +203,13 @@ class AdaConvObjective(Objective):
         content: float = 1.0,
         style: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__({"content": content, "style": style})
         if kind not in ("hybrid", "moments"):
             raise ValueError(f"AdaConvObjective: kind must be hybrid or moments, got {kind!r}")
         if taps is not None and (isinstance(taps, str) or not taps):
             raise ValueError(f"AdaConvObjective: taps must be a sequence of names, got {taps!r}")
         every = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
         self.taps = tuple(taps) if taps is not None else every if kind == "moments" else every[-1:]
-        self.weights = {"content": content, "style": style}
         self.content = ContentLoss("mse")
         self.style: HybridLoss | MomentMatchingLoss = HybridLoss(alpha) if kind == "hybrid" else MomentMatchingLoss()
 

@@ -56,8 +56,7 @@ class AdaINObjective(Objective):
     """
 
     def __init__(self, style_weight: float = 10.0) -> None:
-        super().__init__()
-        self.weights = {"content": 1.0, "style": style_weight}
+        super().__init__({"content": 1.0, "style": style_weight})
         self.content, self.style = ContentLoss("euclidean"), MeanStdLoss("euclidean")
 
     def forward(self, network: AdaIN, content: Tensor, style: Tensor) -> dict[str, Tensor]:

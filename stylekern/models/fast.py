@@ -15,6 +15,7 @@ from stylekern.models._model import check_picture, continued, cut
 from stylekern.models._objective import need_taps
 from stylekern.models._saved import Saved
 from stylekern.nn.decoder import double
+from stylekern.ops._checks import check_counts, is_integer
 
 
 class FastTransfer(nn.Module, Saved):
@@ -38,11 +39,9 @@ class FastTransfer(nn.Module, Saved):
 
     def __init__(self, channels: Sequence[int] = (32, 64, 128), blocks: int = 5) -> None:
         super().__init__()
-        if len(channels) != 3 or min(channels) < 1 or blocks < 0:
-            raise ValueError(
-                f"FastTransfer: channels must be three positive numbers and blocks at least 0, got {list(channels)} "
-                f"and {blocks}"
-            )
+        check_counts("FastTransfer", "channels", channels, 3)
+        if not is_integer(blocks) or blocks < 0:
+            raise ValueError(f"FastTransfer: blocks must be an integer, at least 0, got {blocks!r}")
         self.options: dict[str, Any] = {"channels": list(channels), "blocks": blocks}
         c1, c2, c3 = channels
         self.down = nn.Sequential(_layer(3, c1, 9), _layer(c1, c2, 3, 2), _layer(c2, c3, 3, 2))
@@ -128,7 +127,8 @@ class FastObjective(nn.Module):
         variation_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        if isinstance(style, Tensor) and style.dim() == 4 and style.shape[0] != 1:
+        check_picture("FastObjective", "style", style)
+        if style.shape[0] != 1:
             raise ValueError(f"FastObjective: style must be one picture, [1, 3, H, W], got {list(style.shape)}")
         layers = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
         need_taps("FastObjective", encoder, layers)

@@ -90,8 +90,7 @@ class SAFINObjective(Objective):
     """
 
     def __init__(self, content: float = 1.0, style: float = 10.0) -> None:
-        super().__init__()
-        self.weights = {"content": content, "style": style}
+        super().__init__({"content": content, "style": style})
         self.content, self.style = ContentLoss("euclidean"), MeanStdLoss("euclidean")
 
     def forward(self, network: SAFIN, content: Tensor, style: Tensor) -> dict[str, Tensor]:

@@ -79,8 +79,7 @@ class SANetObjective(Objective):
     LAYERS = ("relu1_1", "relu2_1", "relu3_1", *TAPS)
 
     def __init__(self, content: float = 1.0, style: float = 3.0, pictures: float = 50.0, features: float = 1.0) -> None:
-        super().__init__()
-        self.weights = {"content": content, "style": style, "pictures": pictures, "features": features}
+        super().__init__({"content": content, "style": style, "pictures": pictures, "features": features})
         self.content, self.style = ContentLoss("mse"), MeanStdLoss("mse")
 
     def forward(self, network: SANet, content: Tensor, style: Tensor) -> dict[str, Tensor]:

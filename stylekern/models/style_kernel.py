@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from stylekern.encoders import VGG
 from stylekern.losses import AdversarialLoss, ContentLoss, GramLoss, ReconstructionLoss, REMDLoss
-from stylekern.models._model import StyleTransfer, continued, cut
+from stylekern.models._model import StyleTransfer, continued, cut, multiple_for
 from stylekern.models._objective import Objective, need_taps, over_taps
 from stylekern.nn import Decoder, StyleAlignment, channel_shuffle
 from stylekern.nn._features import normalized
 from stylekern.ops import style_kernel_conv
+from stylekern.ops._checks import check_count
 
 
 class StyleKernelGenerator(nn.Module):
@@ -77,11 +79,10 @@ class StyleKernel(StyleTransfer):
         options |= {"gate_grad": gate_grad, "renormalize": renormalize}
         super().__init__(encoder, "relu4_1", options)
         channels = self.encoder.channels["relu4_1"]
-        if size not in (1, 3, 5, 7):
-            raise ValueError(f"StyleKernel: size must be 1, 3, 5 or 7, got {size}")
-        if groups < 1 or channels % groups:
+        self.multiple = multiple_for("StyleKernel", size)
+        check_count("StyleKernel", "groups", groups)
+        if channels % groups:
             raise ValueError(f"StyleKernel: groups must divide the {channels} channels of relu4_1, got {groups}")
-        self.multiple = 8 if size < 5 else 16  # twice that at least: borders of up to 3 positions are reflected
         self.groups = groups
         self.align = StyleAlignment(channels, alpha=alpha, gate=gate, gate_grad=gate_grad, renormalize=renormalize)
         self.generate = StyleKernelGenerator(channels, size)
@@ -126,6 +127,7 @@ class StyleKernelObjective(Objective):
 
     CONTENT = ("relu4_1", "relu5_1")
     STYLE = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
+    WEIGHTS = MappingProxyType({"adversarial": 1.0, "reconstruction": 1.0, "content": 1.0, "style": 1.0, "remd": 3.0})
 
     def __init__(
         self,
@@ -135,15 +137,18 @@ class StyleKernelObjective(Objective):
         adversarial: str = "least_squares",
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__()
+        if weights is not None and not isinstance(weights, Mapping):
+            raise TypeError(
+                f'StyleKernelObjective: weights must map terms to numbers, such as {{"remd": 1.0}}, got '
+                f"{type(weights).__name__}"
+            )
+        if unknown := set(weights or {}) - set(self.WEIGHTS):
+            raise ValueError(
+                f"StyleKernelObjective: weights are of {', '.join(self.WEIGHTS)}; got {', '.join(map(str, unknown))}"
+            )
+        super().__init__(self.WEIGHTS | dict(weights or {}))
         if remd_of not in ("convolved", "aligned"):
             raise ValueError(f"StyleKernelObjective: remd_of must be convolved or aligned, got {remd_of!r}")
-        self.weights = {"adversarial": 1.0, "reconstruction": 1.0, "content": 1.0, "style": 1.0, "remd": 3.0}
-        if unknown := set(weights or {}) - set(self.weights):
-            raise ValueError(
-                f"StyleKernelObjective: weights are of {', '.join(self.weights)}; got {', '.join(unknown)}"
-            )
-        self.weights |= weights or {}
         self.encoder, self.remd_of = encoder, remd_of
         self.content, self.style, self.remd = ContentLoss("mse"), GramLoss("chw"), REMDLoss()
         self.adversarial = AdversarialLoss(adversarial)

@@ -11,6 +11,7 @@ from torch import nn
 from stylekern.encoders import VGG
 from stylekern.encoders.layouts import BLOCKS, CHANNELS, layout_of
 from stylekern.models._saved import Saved
+from stylekern.ops._checks import check_count, check_counts
 
 
 class VGGClassifier(nn.Sequential, Saved):
@@ -42,10 +43,11 @@ class VGGClassifier(nn.Sequential, Saved):
         pooled: int = 7,
         dropout: float = 0.5,
     ) -> None:
+        check_counts("VGGClassifier", "channels", channels, 5)
+        for name, value in (("classes", classes), ("hidden", hidden), ("pooled", pooled)):
+            check_count("VGGClassifier", name, value)
         self._config: dict[str, Any] = {"classes": classes, "channels": list(channels), "hidden": hidden}
         self._config |= {"pooled": pooled, "dropout": dropout}
-        if len(channels) != 5 or min(*channels, classes, hidden, pooled) < 1:
-            raise ValueError(f"VGGClassifier: channels must be five, and all sizes positive, got {self._config}")
         features: list[nn.Module] = []
         width = 3
         for block, (count, made) in enumerate(zip(BLOCKS[19], channels, strict=True)):

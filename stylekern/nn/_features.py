@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylekern.ops._checks import check_finite, check_tensor, is_integer
+from stylekern.ops._checks import check_tensor
 
 
 def as_rows(x: Tensor) -> Tensor:
@@ -26,21 +26,6 @@ def normalized(x: Tensor) -> Tensor:
     """Each channel of a picture less its mean, over its unbiased deviation."""
     var, mean = torch.var_mean(x, dim=(2, 3), keepdim=True)
     return (x - mean) * (var + 1e-5).rsqrt()
-
-
-def check_channels(module: str, name: str, value: Any) -> None:
-    """Raises TypeError unless value is an integer, ValueError unless it is a number of channels."""
-    if not is_integer(value):
-        raise TypeError(f"{module}: {name} must be an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{module}: {name} must be positive, got {value}")
-
-
-def check_temperature(module: str, value: Any) -> None:
-    """Raises TypeError unless value is a number, ValueError unless the gate's surrogate can be divided by it."""
-    check_finite(module, "temperature", value)
-    if not value > 0:
-        raise ValueError(f"{module}: temperature must be positive, got {value}")
 
 
 def check_map(module: str, name: str, channels: int, x: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stylekern.nn._features import check_channels, check_map
+from stylekern.nn._features import check_map
+from stylekern.ops._checks import check_count
 
 
 class ContentGate(nn.Module):
@@ -29,9 +30,9 @@ class ContentGate(nn.Module):
 
     def __init__(self, channels: int, hidden: int | None = None) -> None:
         super().__init__()
-        check_channels("ContentGate", "channels", channels)
+        check_count("ContentGate", "channels", channels)
         hidden = max(channels // 4, 1) if hidden is None else hidden
-        check_channels("ContentGate", "hidden", hidden)
+        check_count("ContentGate", "hidden", hidden)
         self.features = nn.Conv2d(channels, hidden, 3, padding=1, padding_mode="replicate")
         self.gates = nn.Conv2d(hidden, 2, 3, padding=1, padding_mode="replicate")
         with torch.no_grad():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stylekern.nn._features import check_channels, check_map
-from stylekern.ops._checks import is_integer
+from stylekern.nn._features import check_map
+from stylekern.ops._checks import check_counts, is_integer
 
 
 class Decoder(nn.Module):
@@ -24,15 +24,12 @@ class Decoder(nn.Module):
         channels: Of VGG's first four blocks.
 
     Raises:
-        TypeError, ValueError: Not four numbers of channels.
+        TypeError, ValueError: Channels that are not four positive integers.
     """
 
     def __init__(self, channels: Sequence[int] = (64, 128, 256, 512)) -> None:
         super().__init__()
-        if not isinstance(channels, Sequence) or len(channels) != 4:
-            raise TypeError(f"Decoder: channels must be those of VGG's first four blocks, got {channels!r}")
-        for value in channels:
-            check_channels("Decoder", "channels", value)
+        check_counts("Decoder", "channels", channels, 4)
         c1, c2, c3, c4 = channels
         widths = ((c4, c3), (c3, c3, c3, c3, c2), (c2, c2, c1), (c1, c1, 3))
         self.channels = tuple(stage[0] for stage in widths)

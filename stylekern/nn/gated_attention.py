@@ -7,14 +7,12 @@ from torch import Tensor, nn
 from stylekern.nn._features import (
     as_features,
     as_rows,
-    check_channels,
     check_features,
-    check_temperature,
     normalized,
 )
 from stylekern.nn.content_gate import ContentGate
 from stylekern.ops import cgm_attention
-from stylekern.ops._checks import check_option
+from stylekern.ops._checks import check_count, check_option, check_positive
 
 
 class GatedAttention(nn.Module):
@@ -51,8 +49,8 @@ class GatedAttention(nn.Module):
         renormalize: bool = False,
     ) -> None:
         super().__init__()
-        check_channels("GatedAttention", "channels", channels)
-        check_temperature("GatedAttention", temperature)
+        check_count("GatedAttention", "channels", channels)
+        check_positive("GatedAttention", "temperature", temperature)
         check_option("GatedAttention", "gate_grad", gate_grad, ("none", "straight_through"))
         self.channels, self.gate_grad = channels, gate_grad
         self.temperature, self.renormalize = temperature, renormalize

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stylekern.nn._features import as_features, as_rows, check_channels, check_features, normalized
+from stylekern.nn._features import as_features, as_rows, check_features, normalized
 from stylekern.ops import cgm_attention, factorized_instance_norm
+from stylekern.ops._checks import check_count
 
 
 class SAFINModule(nn.Module):
@@ -31,7 +32,7 @@ class SAFINModule(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        check_channels("SAFINModule", "channels", channels)
+        check_count("SAFINModule", "channels", channels)
         self.channels = channels
         self.f, self.g, self.h, self.gamma, self.beta = (nn.Conv2d(channels, channels, 1) for _ in range(5))
         self.gamma_ind, self.beta_ind = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))

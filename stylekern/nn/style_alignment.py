@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from stylekern.nn._features import as_features, as_rows, check_channels, check_features, check_temperature
+from stylekern.nn._features import as_features, as_rows, check_features
 from stylekern.nn.content_gate import ContentGate
 from stylekern.ops import cgm_attention
-from stylekern.ops._checks import check_finite, check_option
+from stylekern.ops._checks import check_count, check_finite, check_option, check_positive
 
 
 class StyleAlignment(nn.Module):
@@ -49,9 +49,9 @@ class StyleAlignment(nn.Module):
         renormalize: bool = False,
     ) -> None:
         super().__init__()
-        check_channels("StyleAlignment", "channels", channels)
+        check_count("StyleAlignment", "channels", channels)
         check_finite("StyleAlignment", "alpha", alpha)
-        check_temperature("StyleAlignment", temperature)
+        check_positive("StyleAlignment", "temperature", temperature)
         check_option("StyleAlignment", "gate_grad", gate_grad, ("none", "straight_through"))
         self.channels, self.alpha, self.gate_grad = channels, alpha, gate_grad
         self.temperature, self.renormalize = temperature, renormalize

@@ -120,6 +120,31 @@ def check_finite(owner: str, name: str, value: Any) -> None:
         raise ValueError(f"{owner}: {name} must be finite, got {value}")
 
 
+def check_positive(owner: str, name: str, value: Any) -> None:
+    """Raises TypeError unless value is a number, ValueError unless it is positive and finite."""
+    if is_number(value) and not 0 < value < float("inf"):
+        raise ValueError(f"{owner}: {name} must be positive and finite, got {value}")
+    check_finite(owner, name, value)
+
+
+def check_count(owner: str, name: str, value: Any) -> None:
+    """Raises TypeError unless value is an integer, ValueError unless it is positive."""
+    if not is_integer(value):
+        raise TypeError(f"{owner}: {name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{owner}: {name} must be positive, got {value}")
+
+
+def check_counts(owner: str, name: str, values: Any, length: int | None = None) -> None:
+    """Raises TypeError unless values are integers, ValueError unless they are positive and as many as `length` says."""
+    many = "a sequence of" if length is None else str(length)
+    if not isinstance(values, Iterable) or not all(is_integer(value) for value in values):
+        raise TypeError(f"{owner}: {name} must be {many} positive integers, got {values!r}")
+    given = list(values)
+    if not given or length not in (None, len(given)) or min(given) < 1:
+        raise ValueError(f"{owner}: {name} must be {many} positive integers, got {given}")
+
+
 def check_numbers(operator: str, eps: float, correction: int = 0) -> None:
     """Raises TypeError unless eps is a number and correction an integer."""
     if not is_number(eps):
@@ -142,13 +167,18 @@ def forward_mode_enabled() -> bool:
     return forward_ad._current_level >= 0
 
 
+def no_forward_mode(operator: str) -> RuntimeError:
+    """What to raise where a forward-mode derivative is asked for."""
+    return RuntimeError(
+        f"{operator} has no forward-mode derivative (jvp); use reverse mode, "
+        'or `stylekern.use_backend("reference")`, which is plain torch'
+    )
+
+
 def refuse_forward_mode(operator: str, *tensors: Tensor | None) -> None:
     """Raises RuntimeError where a tensor carries a forward-mode tangent, which the kernels would drop in silence."""
     if not forward_mode_enabled():
         return
     for x in tensors:
         if x is not None and forward_ad.unpack_dual(x).tangent is not None:
-            raise RuntimeError(
-                f"{operator} has no forward-mode derivative (jvp); use reverse mode, "
-                'or `stylekern.use_backend("reference")`, which is plain torch'
-            )
+            raise no_forward_mode(operator)

@@ -14,7 +14,13 @@ from torch.nn import Parameter
 from torch.overrides import has_torch_function
 
 from stylekern import _backends, _library
-from stylekern.ops._checks import autocast_enabled, forward_mode_enabled, refuse_forward_mode, without_autocast
+from stylekern.ops._checks import (
+    autocast_enabled,
+    forward_mode_enabled,
+    no_forward_mode,
+    refuse_forward_mode,
+    without_autocast,
+)
 
 #: Torch's namespace for the ops of a backend. The compiled library defines its own, in C++.
 NAMESPACES = {"compiled": "stylekern", "triton": "stylekern_triton"}
@@ -257,6 +263,9 @@ class Operator:
                 'Within `stylekern.use_backend("reference")` it is plain torch, and has all of them.'
             )
 
+        def jvp(ctx: Any, *tangents: Tensor | None) -> Any:  # where one transform hides tangents from the next
+            raise no_forward_mode(self.name)
+
         def forward(ctx: Any, *args: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
                 result = op(*args)
@@ -270,8 +279,12 @@ class Operator:
         self._ops[backend], self._recorded[backend] = op, _function(self.name, forward=forward, backward=backward)
         # What torch.func can take apart has its context set up apart, which takes torch tens of microseconds a call.
         self._transformed[backend] = _function(
-            self.name, forward=_below(op), setup_context=self.setup_context, backward=backward
+            self.name, forward=_below(op), setup_context=self.setup_context, backward=backward, jvp=jvp
         )
         transformed_backward = _function(
-            f"{self.name}_backward", forward=_below(backward_op), setup_context=lambda *_: None, backward=refuse
+            f"{self.name}_backward",
+            forward=_below(backward_op),
+            setup_context=lambda *_: None,
+            backward=refuse,
+            jvp=jvp,
         )

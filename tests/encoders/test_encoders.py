@@ -152,14 +152,16 @@ def test_advance_goes_on_from_a_tap() -> None:
         ({"depth": 11}, "depth must be one of 16, 19, got 11"),
         ({"layout": "keras"}, "layout must be one of torchvision, caffe, normalised, got 'keras'"),
         ({"pooling": "min"}, "pooling must be max or average"),
-        ({"channels": (3, 4)}, "channels must be five positive numbers"),
-        ({"channels": (8, 8, 0, 8, 8)}, "channels must be five positive numbers"),
+        ({"channels": (3, 4)}, r"channels must be 5 positive integers, got \[3, 4\]"),
+        ({"channels": (8, 8, 0, 8, 8)}, "channels must be 5 positive integers"),
         ({"deepest": "relu6_1"}, "deepest must be one of conv1_1"),
     ],
 )
 def test_vgg_that_is_none(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         VGG(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="VGG: channels must be 5 positive integers, got 8"):
+        VGG(channels=8)  # type: ignore[arg-type]
 
 
 def test_resnet_and_random_that_are_none() -> None:
@@ -167,9 +169,16 @@ def test_resnet_and_random_that_are_none() -> None:
         ResNet(width=0)
     with pytest.raises(ValueError, match="ResNet: deepest must be one of conv1"):
         ResNet(deepest="layer9.1")
-    for arguments in ({"size": 4}, {"size": 1}, {"filters": 0}, {"levels": 0}):
-        with pytest.raises(ValueError, match="filters and levels must be positive and size odd"):
-            RandomMultiScale(**arguments)
+    with pytest.raises(TypeError, match=r"ResNet: width must be an integer, got 8\.5"):
+        ResNet(width=8.5)  # type: ignore[arg-type]
+    for size in (4, 1):
+        with pytest.raises(ValueError, match=f"RandomMultiScale: size must be odd and above 1, got {size}"):
+            RandomMultiScale(size=size)
+    for name in ("filters", "size", "levels"):
+        with pytest.raises(ValueError, match=f"RandomMultiScale: {name} must be positive, got 0"):
+            RandomMultiScale(**{name: 0})
+        with pytest.raises(TypeError, match=f"RandomMultiScale: {name} must be an integer, got 3.0"):
+            RandomMultiScale(**{name: 3.0})  # type: ignore[arg-type]
 
 
 def test_random_filters_see_no_plain_surface_and_keep_the_variance_of_noise() -> None:

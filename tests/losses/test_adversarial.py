@@ -112,7 +112,9 @@ def test_bad_input_is_refused() -> None:
         AdversarialLoss().discriminator(scores, scores * 2)
     with pytest.raises(ValueError, match="fake_scores must hold at least one map of scores, got none"):
         AdversarialLoss().generator([])
-    with pytest.raises(ValueError, match="scales, channels and layers must be at least 1, got 0, 64 and 3"):
+    with pytest.raises(ValueError, match="scales must be positive, got 0"):
         MultiScaleDiscriminator(0)
+    with pytest.raises(TypeError, match="layers must be an integer, got '3'"):
+        MultiScaleDiscriminator(layers="3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"images must be RGB \[N, 3, H, W\] in \[0, 1\], got \[1, 1, 32, 32\]"):
         MultiScaleDiscriminator(channels=2)(torch.rand(1, 1, 32, 32))

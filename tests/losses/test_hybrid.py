@@ -64,6 +64,8 @@ def test_bad_input_is_refused(features: tuple[Tensor, Tensor, Tensor]) -> None:
     for alpha in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"alpha must be positive and finite, got {alpha}"):
             HybridLoss(alpha)
+    with pytest.raises(TypeError, match="alpha must be a number, got str"):
+        HybridLoss("1")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"style must be what style_target\(\) returned .* between\(\) takes features"):
         loss(x, style, content)
     with pytest.raises(TypeError, match=r"content what content_target\(\) returned"):

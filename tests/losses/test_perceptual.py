@@ -247,6 +247,8 @@ def test_targets_must_be_set() -> None:
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
     encoder, content, style = TinyEncoder(), ContentLoss(), GramLoss()
+    with pytest.raises(TypeError, match=r"encoder must be a network such as stylekern.encoders.vgg19\(\), .* got str"):
+        PerceptualLoss("vgg19", CONTENT, STYLE, content, style)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r'style must map taps to weights, such as \{"relu4_1": 1.0\}, got list'):
         PerceptualLoss(encoder, CONTENT, ["relu1_1"], content, style)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"style_loss must be a FeatureLoss such as GramLoss\(\), got HybridLoss"):

@@ -93,3 +93,7 @@ def test_bad_input_is_refused() -> None:
     for taps in ((), "relu1_1", ("relu1_1", "relu1_1")):
         with pytest.raises(ValueError, match="taps must be different names of layers"):
             ReconstructionLoss(TinyEncoder(), taps)
+    with pytest.raises(TypeError, match=r"encoder must be a network such as stylekern.encoders.vgg19\(\), .* got str"):
+        ReconstructionLoss("vgg19", TAPS)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="image_weight must be finite, got nan"):
+        ReconstructionLoss(TinyEncoder(), TAPS, image_weight=float("nan"))

@@ -86,7 +86,10 @@ def test_a_region_of_one_position_has_no_deviation() -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"variance of one position is not defined, got features \[1, 3, 1, 1\]"):
         MeanStdLoss().target(torch.rand(1, 3, 1, 1))
-    with pytest.raises(ValueError, match="eps must be positive, got 0"):
-        MeanStdLoss(eps=0)
+    for eps in (0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"eps must be positive and finite, got {eps}"):
+            MeanStdLoss(eps=eps)
+    with pytest.raises(TypeError, match="eps must be a number, got str"):
+        MeanStdLoss(eps="1e-5")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="kind must be one of euclidean, mse, got 'l1'"):
         MeanStdLoss("l1")

@@ -98,5 +98,9 @@ def test_bad_input() -> None:
         small()(torch.rand(1, 3, 8, 8, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"style must be one picture, \[1, 3, H, W\], got \[2, 3, 32, 32\]"):
         FastObjective(VGG(16, channels=CHANNELS), pictures(2, 32, 32))
+    with pytest.raises(TypeError, match=r"FastObjective: style must be a floating-point tensor .* got str"):
+        FastObjective(VGG(16, channels=CHANNELS), "style.png")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"FastObjective: encoder must be one of stylekern.encoders, got str"):
+        FastObjective("vgg16", pictures(1, 32, 32))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"FastObjective: the encoder must reach relu4_3"):
         FastObjective(VGG(16, channels=CHANNELS, deepest="relu4_1"), pictures(1, 32, 32))

@@ -155,6 +155,14 @@ def test_objectives_that_are_none() -> None:
         StyleKernelObjective(remd_of="content")
     with pytest.raises(ValueError, match=r"weights are of adversarial, .*; got gram"):
         StyleKernelObjective(weights={"gram": 1.0})
+    with pytest.raises(TypeError, match=r'weights must map terms to numbers, such as \{"remd": 1.0\}, got float'):
+        StyleKernelObjective(weights=3.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="StyleKernelObjective: the weight of remd must be a number, got str"):
+        StyleKernelObjective(weights={"remd": "3"})  # type: ignore[dict-item]
+    for objective in (AdaINObjective, SAFINObjective, SANetObjective, AdaConvObjective):
+        term = "style_weight" if objective is AdaINObjective else "style"
+        with pytest.raises(ValueError, match=f"{objective.__name__}: the weight of style must be finite, got nan"):
+            objective(**{term: float("nan")})
     network = StyleKernel(small("relu4_1"))
     with pytest.raises(ValueError, match=r"the encoder must reach relu5_1, but ends at relu4_1; .* vgg19\(deepest="):
         StyleKernelObjective()(network, pictures(1, 48, 48), pictures(1, 48, 48))

@@ -361,6 +361,18 @@ class OperatorSuite(CudaSuite, RefusalSuite):
             with pytest.raises(RuntimeError, match="jvp"):
                 type(self).function(**tensors, **case.options)
 
+    def test_forward_mode_over_reverse_mode_is_refused(self, backend: str, device: str) -> None:
+        if backend == "reference":
+            pytest.skip("the reference is plain torch, and has it")
+        case = self.cases[self.typical]().to(device, torch.float32)
+        name, x = next((k, x) for k, x in case.tensors.items() if x is not None)
+
+        def loss(x: Tensor) -> Tensor:
+            return differentiable(self.call(Case(case.tensors | {name: x}, case.options)))[0].square().sum()
+
+        with pytest.raises(RuntimeError, match=f"{self.name} has no forward-mode derivative"):
+            torch.func.hessian(loss)(x.detach())
+
     def test_the_reference_has_forward_mode(self) -> None:
         case = self.cases[self.typical]()
         name, x = next((k, x) for k, x in case.tensors.items() if x is not None)
