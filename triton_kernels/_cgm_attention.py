@@ -96,8 +96,8 @@ def finish(
     block_w = min(power_of_2(width), 512)
     block_l = max(1024 // block_w, 1)
     with on_device_of(out):
-        _finish_kernel[(ceil_div(n * length, block_l),)](
-            product, row, col, x, rnorm, out, n * length, length, width, *product.stride()[:2],
+        _finish_kernel[(n * ceil_div(length, block_l),)](
+            product, row, col, x, rnorm, out, length, width, *product.stride()[:2],
             *(0, 0) if row is None else row.stride(), *(0, 0, 0) if x is None else x.stride(), *out.stride()[:2],
             EPS=eps, BLOCK_L=block_l, BLOCK_W=block_w, ACC=accumulator(product), num_warps=4,
         )  # fmt: skip
@@ -105,22 +105,23 @@ def finish(
 
 @triton.jit
 def _finish_kernel(
-    product_ptr, row_ptr, col_ptr, x_ptr, rnorm_ptr, out_ptr, count, length, width, stride_pn, stride_pl,
+    product_ptr, row_ptr, col_ptr, x_ptr, rnorm_ptr, out_ptr, length, width, stride_pn, stride_pl,
     stride_rn, stride_rl, stride_xn, stride_xl, stride_xd, stride_on, stride_ol,
     EPS: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_W: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    r = tl.program_id(0).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
-    n, u = r // length, r % length
-    row = load_rows(row_ptr, n * stride_rn + u * stride_rl, r < count, 1.0)
+    tiles = tl.cdiv(length, BLOCK_L)
+    n = (tl.program_id(0) // tiles).to(tl.int64)
+    u = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
+    row = load_rows(row_ptr, n * stride_rn + u * stride_rl, u < length, 1.0)
     product_ptr += (n * stride_pn + u * stride_pl)[:, None]
     out_ptr += (n * stride_on + u * stride_ol)[:, None]
     if rnorm_ptr is not None:
         x_ptr += (n * stride_xn + u * stride_xl)[:, None]
-        rnorm = load_rows(rnorm_ptr, n * stride_rn + u * stride_rl, r < count, 0.0)
+        rnorm = load_rows(rnorm_ptr, n * stride_rn + u * stride_rl, u < length, 0.0)
         along = tl.zeros([BLOCK_L], ACC)
         for start in range(0, width, BLOCK_W):
             d = start + tl.arange(0, BLOCK_W)
-            there = inside(r, d, count, width)
+            there = inside(u, d, length, width)
             total = scaled(product_ptr, row, col_ptr, n, d, width, there)
             x = tl.load(x_ptr + d.to(tl.int64)[None, :] * stride_xd, mask=there, other=0.0).to(ACC)
             along += tl.sum(total * (x * rnorm[:, None]), 1)
@@ -128,7 +129,7 @@ def _finish_kernel(
         along = tl.where(rnorm * EPS < 1 - 1e-6, along, 0.0)
     for start in range(0, width, BLOCK_W):
         d = start + tl.arange(0, BLOCK_W)
-        there = inside(r, d, count, width)
+        there = inside(u, d, length, width)
         total = scaled(product_ptr, row, col_ptr, n, d, width, there)
         if rnorm_ptr is not None:
             x = tl.load(x_ptr + d.to(tl.int64)[None, :] * stride_xd, mask=there, other=0.0).to(ACC)
@@ -143,7 +144,7 @@ def _finish_kernel(
 def scaled(product_ptr, row, col_ptr, n, d, width, there):
     total = tl.load(product_ptr + d[None, :], mask=there, other=0.0) * row[:, None]
     if col_ptr is not None:
-        total *= tl.load(col_ptr + offsets(n, d, width), mask=there, other=0.0)
+        total *= tl.load(col_ptr + n * width + d, mask=d < width, other=0.0)[None, :]
     return total
 
 

@@ -56,8 +56,9 @@ def min_distances(x: Tensor, y: Tensor, *, metric: str = "cosine", eps: float = 
 
     Deterministic, forward and backward. Gradients once, for x and y, through the argmins only; none for the argmins. A
     zero row is 1 from all, and its gradient, of size 1 / eps, saturates where float16 cannot hold it. Where the clamp
-    holds there is no gradient. Memory beyond inputs and outputs: O(N (L + M)) and a tile; on a GPU a copy of both
-    sides too, half as large again for float32. Nothing of size L x M. Under autocast both take the autocast dtype.
+    holds there is no gradient; at a bound itself there is. Memory beyond inputs and outputs: O(N (L + M)) and a tile;
+    on a GPU a copy of both sides too, half as large again for float32. Nothing of size L x M. Under autocast both take
+    the autocast dtype.
     """
     x, y = check_features("min_distances", x, y, metric, eps)
     return MinDistances(*OPERATOR(x, y, metric, eps))

@@ -22,7 +22,7 @@ def min_distances(
         centre = y[:, :1].detach().nan_to_num(0, 0, 0) if y.shape[1] else 0
         u, v = (side.double() - centre for side in (x, y))
         squared = u.square().sum(-1)[:, :, None] + v.square().sum(-1)[:, None] - 2 * u @ v.mT
-        d = torch.sqrt(torch.clamp(squared, 1e-5, 1e5) / x.shape[2]).to(x.dtype)
+        d = torch.sqrt(_clamped(squared, 1e-5, 1e5) / x.shape[2]).to(x.dtype)
     row = _first_equal(y).gather(1, _lowest(d.detach(), 2))
     col = _first_equal(x).gather(1, _lowest(d.detach(), 1))
     return d.gather(2, row[:, :, None])[:, :, 0], row, d.gather(1, col[:, None])[:, 0], col
@@ -30,8 +30,13 @@ def min_distances(
 
 def _unit(x: Tensor, eps: float) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)  # float32: 1e20 squared overflows
-    unit: Tensor = x / norm.clamp_min(eps).to(x.dtype)
+    unit: Tensor = x / _clamped(norm, eps, float("inf")).to(x.dtype)
     return unit
+
+
+def _clamped(x: Tensor, low: float, high: float) -> Tensor:
+    """torch.clamp, with a gradient that passes at a bound itself: not all versions of torch agree on that."""
+    return torch.where((x < low) | (x > high), x.detach().clamp(low, high), x)
 
 
 def _lowest(d: Tensor, dim: int) -> Tensor:

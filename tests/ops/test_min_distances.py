@@ -253,7 +253,7 @@ class TestMinDistances(OperatorSuite):
         assert all(relative_error(a, b) < TOLERANCE[torch.float64] for a, b in zip(ours, truth, strict=True))
 
     def test_gradient_at_the_clamp_itself(self, backend: str, device: str) -> None:
-        """As torch.clamp has it: it passes where the value is equal to a bound, and not beyond."""
+        """It passes where the value is equal to a bound, and not beyond."""
         y = torch.zeros(1, 1, 2, device=device)
         for first, passes in ((300.0, True), (301.0, False)):
             x = torch.tensor([[[first, 100.0]]], device=device)
