@@ -36,11 +36,12 @@ types: $(VENV)/.installed-lint
 gpu:
 	$(PYTHON) tools/gpu.py
 
-# The compiled library under g++'s address and undefined-behaviour sanitizers.
+# The compiled library under g++'s address and undefined-behaviour sanitizers. ARGS say what is run instead of all that
+# is meant for it.
 sanitize: $(VENV)/.installed-test
 	$(BIN)/python tools/sanitize.py $(ARGS)
 
-# The compiled library on another architecture, emulated: on Debian, as root.
+# The compiled library on another architecture, emulated: on Debian, as root. ARGS as above.
 aarch64: $(VENV)/.installed-test
 	$(BIN)/python tools/aarch64.py $(ARGS)
 
@@ -52,5 +53,6 @@ $(VENV)/.installed-demo $(VENV)/.installed-test: $(shell find csrc tools -name '
 $(VENV)/.installed-%: setup.py pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	@echo "installing stylekern into $(VENV), its library compiled: some minutes"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	touch $@

@@ -66,7 +66,10 @@ def why_no_compiled(operator: str, device: str) -> str | None:
     if _library.missing:
         return _library.missing
     if operator in outdated:
-        return "the library was built from other sources, and lacks this operator or some of its arguments"
+        return (
+            "the library was built from other sources, and lacks this operator or takes it with other arguments; "
+            "install again: pip install ., or of a checkout --editable ."
+        )
     key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device)
     if key is None:
         return f"it has no kernels for device {device}"
@@ -75,7 +78,7 @@ def why_no_compiled(operator: str, device: str) -> str | None:
     if device != "meta" and not torch._C._dispatch_has_kernel_for_dispatch_key(f"stylekern::{operator}", key):
         if device == "cuda" and not _library.build_options["cuda_archs"]:
             return "the library was built without CUDA; reinstall with STYLEKERN_BUILD=cuda"
-        return f"the library has no {key} kernel for it"
+        return f"the library has no {key} kernel for it: csrc/{device}/{operator} registers none"
     return None
 
 

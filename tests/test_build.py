@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import shutil
@@ -87,6 +88,21 @@ def test_any_path_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: 
     ninja = [shutil.which("ninja")] if shutil.which("ninja") else [sys.executable, "-m", "ninja"]
     ran = subprocess.run([*ninja, "-C", str(objects)], capture_output=True, text=True)
     assert ran.returncode == 0 and output.is_file(), ran.stdout + shlex.join(ran.args)
+
+
+def test_torch_is_found_from_within_build_isolation(monkeypatch: pytest.MonkeyPatch):
+    root = build_library.torch_root()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    monkeypatch.setenv("PYTHONNOUSERSITE", "1")
+    assert build_library.torch_root.__wrapped__() == root is not None
+
+
+def test_an_older_setuptools_is_named():
+    code = "import setuptools; setuptools.__version__ = '65.5.0'; import build_backend"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "tools")
+    assert ran.returncode and "needs setuptools>=77, and this environment has 65.5.0" in ran.stderr
+    assert "pip install --upgrade 'setuptools>=77'" in ran.stderr.splitlines()[-1]
 
 
 def test_architectures_are_numbers_or_torchs_names():

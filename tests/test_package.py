@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    {"stylekern.cli", "stylekern.recipes"},
-    {"stylekern.models", "stylekern.compat"},
+    {"stylekern.cli"},
+    {"stylekern.models"},
     {"stylekern.losses", "stylekern.encoders", "stylekern.nn"},
     {"stylekern.ops"},
     {"stylekern.reference", "stylekern.triton_kernels"},

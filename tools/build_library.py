@@ -6,6 +6,7 @@ STYLEKERN_BUILD picks what is built: `auto` (the CPU kernels, and CUDA's where n
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import platform
@@ -87,13 +88,19 @@ def nvcc() -> str | None:
     return found
 
 
+@functools.cache
 def torch_root() -> Path | None:
     """The torch package: the one that imports, or under build isolation the one of the target environment."""
-    places = [Path(sysconfig.get_path("purelib")) / "torch", Path(sysconfig.get_path("platlib")) / "torch"]
     spec = importlib.util.find_spec("torch")
-    if spec and spec.origin:
-        places.insert(0, Path(spec.origin).parent)
-    return next((place for place in places if (place / "include/torch/csrc/stable/library.h").is_file()), None)
+    places = [spec.origin] if spec and spec.origin else []
+    # What the interpreter imports without the isolation, which is in these: from the base of a venv that shows it, from
+    # a user's folder, from where a .pth points.
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
+    find = "import importlib.util as u; spec = u.find_spec('torch'); print(spec.origin if spec else '')"
+    found = subprocess.run([sys.executable, "-c", find], capture_output=True, text=True, env=environment, cwd="/")
+    places += found.stdout.split("\n")[:1]
+    roots = [Path(place).parent for place in places if place]
+    return next((root for root in roots if (root / "include/torch/csrc/stable/library.h").is_file()), None)
 
 
 def sources(mode: str) -> list[str]:

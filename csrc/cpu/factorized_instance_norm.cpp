@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor, Tensor> factorized_instance_norm(Tensor content, Tens
                                                             int64_t correction) {
   content = with_dense_rows(content), gamma_style = with_dense_rows(gamma_style);
   beta_style = with_dense_rows(beta_style);
-  gamma_ind = with_dense_rows(gamma_ind), beta_ind = with_dense_rows(beta_ind);
+  gamma_ind = torch::stable::contiguous(gamma_ind), beta_ind = torch::stable::contiguous(beta_ind);
   FactorizedInstanceNorm p = make_factorized_instance_norm(content, gamma_ind, beta_ind, gamma_style, correction);
   check_shape("beta_style", beta_style, {p.n, p.c, p.h, p.w});
   check_dtype("beta_style", beta_style, content.scalar_type());
@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> factorized_instance_norm_backward(Ten
                                                                              Tensor rstd, int64_t correction,
                                                                              bool need_content, bool need_gamma_style) {
   grad = with_dense_rows(grad), content = with_dense_rows(content), gamma_style = with_dense_rows(gamma_style);
-  gamma_ind = with_dense_rows(gamma_ind), beta_ind = with_dense_rows(beta_ind);
+  gamma_ind = torch::stable::contiguous(gamma_ind), beta_ind = torch::stable::contiguous(beta_ind);
   FactorizedInstanceNorm p = make_factorized_instance_norm(content, gamma_ind, beta_ind, gamma_style, correction);
   check_shape("grad", grad, {p.n, p.c, p.h, p.w});
   check_dtype("grad", grad, content.scalar_type());

@@ -6,7 +6,8 @@
 // includes the file once a target, each time inside `namespace stylekern::<target>` with STYLEKERN_TARGET its name and
 // STYLEKERN_VECTOR_BYTES the width of its registers. So one binary serves every x86-64, and sources need no flags of
 // their own. The file includes others of its kind, and no header with a guard: such are included before, for the lowest
-// target.
+// target. Its includes are in the order in which they need each other; a comment between two keeps clang-format from
+// sorting them.
 #include "simd.h"
 
 #define STYLEKERN_PRAGMA(x) _Pragma(#x)

@@ -34,7 +34,7 @@ class OperatorSuite(CudaSuite, RefusalSuite):
     name: str
     function: Callable[..., Any]
     reference: Callable[..., Any]
-    cases: dict[str, Callable[[], Case]]
+    cases: dict[str, Callable[[], Case]]  # "empty-batch" among them
     typical: str  # the case that the tests of layouts, dtypes and torch's features use
     threaded: dict[str, Callable[[], Case]]  # large enough for several threads, cut in all ways there are
     products_of_torch = False  # whether its CPU kernels hand matrix products to torch
@@ -388,12 +388,6 @@ class OperatorSuite(CudaSuite, RefusalSuite):
                 y = differentiable(self.call(Case(case.tensors | {name: dual}, case.options)))[0]
                 tangent = torch.autograd.forward_ad.unpack_dual(y).tangent
         assert relative_error(tangent, difference) < 1e-5
-
-    def test_schemas_of_library_and_python_agree(self, compiled_op: Any) -> None:
-        for name in (self.name, f"{self.name}_backward"):
-            compiled = getattr(torch.ops.stylekern, name).default._schema
-            python = getattr(torch.ops.stylekern_triton, name).default._schema
-            assert str(compiled).split("::")[1] == str(python).split("::")[1]
 
     def test_is_in_the_table(self) -> None:
         assert self.name in OPERATORS
