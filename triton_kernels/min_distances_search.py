@@ -42,12 +42,16 @@ def _centred(x, centre_ptr, k, d, ACC: tl.constexpr):
 
 
 @triton.jit
-def _scale_of(norm, ACC: tl.constexpr):
-    """The power of two that takes a norm to [2^14, 2^15): float16 holds what it scales, float32 products of that."""
-    exponent = (norm.to(tl.int64, bitcast=True) >> 52) & 0x7FF
-    most: tl.constexpr = 1023 + (1023 if ACC.primitive_bitwidth == 64 else 126)
-    scale = tl.minimum(2 * 1023 + 14 - exponent, most)
-    return (scale << 52).to(tl.float64, bitcast=True)
+def _scale_of(square, ACC: tl.constexpr):
+    """The power of two that takes a row of this square to [2^14, 2^15), and its inverse.
+
+    float16 holds what it scales, float32 products of that. By exponents: a root and a division in float64 are calls.
+    """
+    exponent = (((square.to(tl.int64, bitcast=True) >> 52) & 0x7FF) + 1023) >> 1  # the root's
+    scale = 2 * 1023 + 14 - exponent
+    if ACC.primitive_bitwidth == 32:
+        scale = tl.minimum(scale, 1023 + 126)
+    return (scale << 52).to(tl.float64, bitcast=True), ((2 * 1023 - scale) << 52).to(tl.float64, bitcast=True)
 
 
 @triton.jit
@@ -83,11 +87,10 @@ def _rows_kernel(
     tl.atomic_min(bad_ptr + n + tl.zeros([ROWS], tl.int64), rows.to(tl.int64), mask=bad)
     if factor_ptr is not None:
         if METRIC == "euclidean":
-            scale = _scale_of(tl.sqrt(moved), ACC)
-            inverse = 1 / scale
+            scale, inverse = _scale_of(moved, ACC)
             tl.store(offset_ptr + n * count + rows, moved.to(ACC), mask=inside)
         else:
-            scale = _scale_of(tl.sqrt(total), ACC)
+            scale, _ = _scale_of(total, ACC)
             inverse = 1 / (at_least(tl.sqrt(total), EPS) * scale)
         tl.store(inverse_ptr + n * count + rows, inverse.to(ACC), mask=inside)
         halved: tl.constexpr = factor_ptr.dtype.element_ty == tl.float16 and (
@@ -255,7 +258,7 @@ def _measured(
     _rows_kernel[(n * ceil_div(height or count, options["ROWS"]),)](
         x, centre, square, bad, factor, inverse, offset, count, d, height or count, width,
         *x.stride()[:2], centre.stride(0), EPS=eps, METRIC=metric, SECOND=second, ACC=accumulator(x),
-        num_warps=4, **options,
+        num_warps=4, maxnreg=80, **options,  # unsaid, some assemblers spill
     )  # fmt: skip
     return square, factor, inverse, offset
 
