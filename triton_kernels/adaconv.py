@@ -190,7 +190,7 @@ def _source_gradient(
 
 def forward(
     input: Tensor,  # [N, C, H, W]
-    kernel: Tensor,  # [N, Co, C/G, kh, kw], float32 (float64), contiguous
+    kernel: Tensor,  # [N, Co, C/G, kh, kw], float32 (float64)
     scale: Tensor | None,  # [N, Co], the same: of each kernel
     bias: Tensor | None,  # [N, Co], the same
     normalize: bool,
@@ -212,7 +212,7 @@ def forward(
     statistics = instance_statistics(x, eps, correction) if normalize else (None, None)
     origin = (kernel.shape[3] // 2, kernel.shape[4] // 2)
     groups = c // kernel.shape[2]
-    y = _correlate(x, kernel, bias, statistics, groups, padding_mode, origin, (h, w), input.dtype)
+    y = _correlate(x, kernel.contiguous(), bias, statistics, groups, padding_mode, origin, (h, w), input.dtype)
     mean, rstd = statistics if normalize else (kernel.new_empty(0), kernel.new_empty(0))
     return y, mean, rstd
 
@@ -220,7 +220,7 @@ def forward(
 def backward(
     grad: Tensor,  # [N, Co, H, W]
     input: Tensor,  # [N, C, H, W]
-    kernel: Tensor,  # [N, Co, C/G, kh, kw], float32 (float64), contiguous
+    kernel: Tensor,  # [N, Co, C/G, kh, kw], float32 (float64)
     mean: Tensor,  # [N, C], as forward gave it
     rstd: Tensor,  # [N, C], as forward gave it
     normalize: bool,
@@ -240,7 +240,7 @@ def backward(
     acc = torch_accumulator(x)
     grad_x = grad_k = grad_b = None
     if need_input:
-        grad_x = _source_gradient(g, kernel, groups, padding_mode, acc if normalize else x.dtype)
+        grad_x = _source_gradient(g, kernel.contiguous(), groups, padding_mode, acc if normalize else x.dtype)
         if normalize:
             grad_x = instance_norm_backward(grad_x, x, mean, rstd, correction)
     if need_kernel:

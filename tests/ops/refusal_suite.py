@@ -7,6 +7,7 @@ import itertools
 import random
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from stylekern.ops import OPERATORS
 
-from .cases import Case
+from .cases import Case, differentiable, relative_error
 
 
 class RefusalSuite:
@@ -27,6 +28,7 @@ class RefusalSuite:
     typical: str
     bad: dict[str, tuple[Callable[[], tuple[tuple[Any, ...], dict[str, Any]]], type[Exception], str]]
     call: Callable[[Case], tuple[Tensor, ...]]
+    run: Callable[..., list[Tensor]]
     arguments: Callable[[Case], tuple[Any, ...]]
     prepared: Callable[[Sequence[Any]], tuple[Any, ...]]
 
@@ -71,6 +73,19 @@ class RefusalSuite:
         arguments, options = make()
         with pytest.raises(error, match=message):
             type(self).function(*arguments, **options)
+
+    def test_saved_tensors_in_another_layout_are_refused_or_no_matter(self, backend: str, device: str) -> None:
+        """Hooks may give them back so."""
+        case = self.cases[self.typical]().to(device, torch.float32)
+        upstream = [torch.randn_like(y) for y in differentiable(self.call(case))]
+        expected = self.run(type(self).function, case, upstream)
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda x: x, lambda x: x.mT.contiguous().mT if x.dim() > 1 else x
+        )
+        refused = suppress(RuntimeError) if backend == "compiled" else nullcontext()
+        with hooks, refused:
+            given = self.run(type(self).function, case, upstream)
+            assert all(relative_error(a, b) < 1e-5 for a, b in zip(given, expected, strict=True))
 
     def test_the_op_refuses_what_the_checks_refuse(self, compiled_op: Any) -> None:
         """And nothing else: plain tensors go to the op first, and are checked when it refuses them."""
