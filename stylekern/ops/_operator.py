@@ -235,7 +235,7 @@ class Operator:
         def implementation(function: str) -> Callable[..., Any]:
             def run(*args: Any) -> Any:  # imported at the first call: importing stylekern must not import triton
                 module = importlib.import_module(f"stylekern.triton_kernels.{self.name}")
-                if function == "backward":  # hooks may give what was saved back in another layout: dense are statistics
+                if function == "backward":  # statistics are read as dense: hooks of saved tensors may have moved them
                     args = tuple(x.contiguous() if isinstance(x, Tensor) and x.dim() < 3 else x for x in args)
                 return getattr(module, function)(*args)
 
