@@ -13,6 +13,8 @@
 
 namespace stylekern {
 
+inline constexpr int kMostTaps = 51;  // either way
+
 enum class Composition : int { kSequential = 0, kOuter = 1 };
 
 struct StyleKernelConv {

@@ -22,9 +22,10 @@ inline StyleKernelConv make_style_kernel_conv(const Tensor& input, const Tensor&
   if (normalize) check_variance("input", input, correction);
   p.n = input.size(0), p.c = input.size(1), p.in_h = input.size(2), p.in_w = input.size(3);
   p.groups = vertical.size(1), p.h = vertical.size(3), p.w = vertical.size(4);
-  p.kv = int(vertical.size(2)), p.kh = int(horizontal.size(2));
-  STD_TORCH_CHECK(p.kv % 2 == 1 && p.kv <= 51 && p.kh % 2 == 1 && p.kh <= 51,
-                  "style_kernel_conv: taps must be odd, from 1 to 51, got ", p.kv, " and ", p.kh);
+  const int64_t kv = vertical.size(2), kh = horizontal.size(2);
+  STD_TORCH_CHECK(kv % 2 == 1 && kv <= kMostTaps && kh % 2 == 1 && kh <= kMostTaps,
+                  "style_kernel_conv: taps must be odd, from 1 to ", kMostTaps, ", got ", kv, " and ", kh);
+  p.kv = int(kv), p.kh = int(kh);
   const bool padded = p.padding == Padding::kNone;
   STD_TORCH_CHECK(!padded || (p.composition == Composition::kOuter && !normalize),
                   "style_kernel_conv: padding_mode none needs composition outer, and no normalize");

@@ -188,7 +188,7 @@ class StyleKernelConvForward {
             with_taps(p_, [&](auto k) {
               fetch(v + i * p_.vertical.row, p_.vertical.tap, p_.kv);
               fetch(u + i * p_.horizontal.row, p_.horizontal.tap, p_.kh);
-              outer_row<k>(v + i * p_.vertical.row, u + i * p_.horizontal.row, x_.row(i),
+              outer_row<k>(p_, v + i * p_.vertical.row, u + i * p_.horizontal.row, x_.row(i),
                            bias ? bias + i * p_.bias.row : nullptr, y + i * p_.w);
             });
         }
@@ -222,22 +222,6 @@ class StyleKernelConvForward {
     for_vectors<A>(p_.w, [&](int64_t j, auto count) {
       Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
       for (int b = 0; b < kh; ++b) sum = fma(load(u + b * p_.horizontal.tap + j, count), load(t + j + b), sum);
-      store(y + j, sum, count);
-    });
-  }
-
-  // y[j] = sum_a vertical[a,j] * sum_b horizontal[b,j] * x[a,j+b] + bias[j]
-  template <int K>
-  STYLEKERN_NOINLINE void outer_row(const T* v, const T* u, const A* const* x, const T* bias, T* y) {
-    const int kv = K ? K : p_.kv, kh = K ? K : p_.kh;
-    for_vectors<A>(p_.w, [&](int64_t j, auto count) {
-      Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
-      for (int a = 0; a < kv; ++a) {
-        Vec<A> inner = load(u + j, count) * load(x[a] + j, count);
-        for (int b = 1; b < kh; ++b)
-          inner = fma(load(u + b * p_.horizontal.tap + j, count), load(x[a] + j + b, count), inner);
-        sum = fma(load(v + a * p_.vertical.tap + j, count), inner, sum);
-      }
       store(y + j, sum, count);
     });
   }

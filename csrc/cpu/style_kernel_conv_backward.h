@@ -21,7 +21,8 @@ class StyleKernelConvBackward {
                   .fetched = args.fetched}),
         border_(p_.w, p_.rh(), p_.padding),
         grad_t_(p_.w, p_.rh()),
-        spread_(p_.w, p_.rh()),
+        among_zeros_(p_.w, 2 * p_.rh()),
+        outer_input_(p_),
         zeros_(size_t(p_.w)),
         offset_(p_.padding == Padding::kNone ? p_.rv() : 0) {}
 
@@ -102,7 +103,9 @@ class StyleKernelConvBackward {
         }
         if (!need_v && !grad_x) continue;
         grad_t_.resize(i1 - i0);
-        for (int64_t i = i0; i < i1; ++i) grad_t_row(grad + i * p_.grad.row, u_row(i), grad_t_.row(i - i0));
+        with_taps(p_, [&](auto taps) {
+          for (int64_t i = i0; i < i1; ++i) grad_t_row<taps>(grad + i * p_.grad.row, u_row(i), grad_t_.row(i - i0));
+        });
         if (need_v)
           each_own_row([&](int64_t i, int64_t at) {
             vertical_filter_row(grad_t_.row(i - i0), x_.row(i), grad_v + at, tap_stride, first_channel);
@@ -112,14 +115,19 @@ class StyleKernelConvBackward {
       } else {
         if (need_v || need_u)
           each_own_row([&](int64_t i, int64_t at) {
+            fetch(v_row(i), p_.vertical.tap, p_.kv), fetch(u_row(i), p_.horizontal.tap, p_.kh);
             with_taps(p_, [&](auto taps) {
-              outer_filter_rows<taps>(grad + i * p_.grad.row, i, need_v ? grad_v + at : nullptr,
-                                      need_u ? grad_u + at : nullptr, tap_stride, first_channel);
+              outer_filter_rows<taps>(p_, v_row(i), u_row(i), x_.row(i), grad + i * p_.grad.row,
+                                      need_v ? grad_v + at : nullptr, need_u ? grad_u + at : nullptr, tap_stride,
+                                      first_channel);
             });
           });
         if (grad_x)
           for (int64_t i = i0; i < i1; ++i)
-            with_taps(p_, [&](auto taps) { outer_input_rows<taps>(grad + i * p_.grad.row, i, grad_x); });
+            with_taps(p_, [&](auto taps) {
+              outer_input_.template add<taps>(v_row(i), u_row(i), grad + i * p_.grad.row,
+                                              [&](int a) { return target_row(grad_x, i, a); });
+            });
       }
     }
   }
@@ -223,14 +231,30 @@ class StyleKernelConvBackward {
 
   // grad_t[q] = sum over j, b with pad(j+b-rh) = q of horizontal[b,j] * g[j]: gathered before the border rule, then
   // folded
+  template <int K>
   STYLEKERN_NOINLINE void grad_t_row(const T* g, const T* u, A* grad_t) {
-    fetch(u, p_.horizontal.tap, p_.kh);
-    for_vectors<A>(p_.w + 2 * p_.rh(), [&](int64_t q, auto) {
-      Vec<A> sum{};
-      for (int b = 0; b < p_.kh; ++b)
-        sum = fma(load_window(u + b * p_.horizontal.tap, q - b, p_.w), load_window(g, q - b, p_.w), sum);
-      store(grad_t - p_.rh() + q, sum);
-    });
+    const int kh = K ? K : p_.kh, rh = kh / 2;
+    fetch(u, p_.horizontal.tap, kh);
+    const auto sums = [&](const auto* taps, int64_t tap_stride, const auto* g, auto&& window) STYLEKERN_ALWAYS_INLINE {
+      for (int64_t q = -rh; q < p_.w + rh; q += kLanes<A>) {
+        Vec<A> sum{};
+        for (int b = 0; b < kh; ++b) sum = fma(window(taps + b * tap_stride, q + rh - b), window(g, q + rh - b), sum);
+        store(grad_t + q, sum);
+      }
+    };
+    if constexpr (std::is_same_v<T, A>) {
+      sums(u, p_.horizontal.tap, g,
+           [&](const A* row, int64_t j) STYLEKERN_ALWAYS_INLINE { return load_window(row, j, p_.w); });
+    } else {  // of 16-bit values, windows that reach beyond a row cost several times as much
+      among_zeros_.resize(kh + 1);
+      A *const taps = among_zeros_.row(0), *const grad = among_zeros_.row(kh);
+      const int64_t stride = among_zeros_.stride();
+      for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        for (int b = 0; b < kh; ++b) store(taps + b * stride + j, load(u + b * p_.horizontal.tap + j, count), count);
+        store(grad + j, load(g + j, count), count);
+      });
+      sums(taps, stride, grad, [](const A* row, int64_t j) STYLEKERN_ALWAYS_INLINE { return load(row + j); });
+    }
     border_.fold(grad_t);
   }
 
@@ -257,57 +281,6 @@ class StyleKernelConvBackward {
     }
   }
 
-  // grad_vertical[a,j]   = sum over channels of g[j] * sum_b horizontal[b,j] * x[a,j+b]
-  // grad_horizontal[b,j] = sum over channels of g[j] * sum_a vertical[a,j] * x[a,j+b]
-  template <int K, class D>
-  STYLEKERN_NOINLINE void outer_filter_rows(const T* g, int64_t i, D* grad_v, D* grad_u, int64_t tap_stride,
-                                            bool first) {
-    const int kv = K ? K : p_.kv, kh = K ? K : p_.kh;
-    const A* const* x = x_.row(i);
-    const T *v = v_row(i), *u = u_row(i);
-    fetch(v, p_.vertical.tap, kv), fetch(u, p_.horizontal.tap, kh);
-    for_vectors<A>(p_.w, [&](int64_t j, auto count) {
-      const Vec<A> gj = load(g + j, count);
-      for (int a = 0; grad_v && a < kv; ++a) {
-        Vec<A> sum{};
-        for (int b = 0; b < kh; ++b)
-          sum = fma(load(u + b * p_.horizontal.tap + j, count), load(x[a] + j + b, count), sum);
-        add(grad_v + a * tap_stride + j, gj * sum, count, first);
-      }
-      for (int b = 0; grad_u && b < kh; ++b) {
-        Vec<A> sum{};
-        for (int a = 0; a < kv; ++a)
-          sum = fma(load(v + a * p_.vertical.tap + j, count), load(x[a] + j + b, count), sum);
-        add(grad_u + b * tap_stride + j, gj * sum, count, first);
-      }
-    });
-  }
-
-  // grad_x[pad(i+a-rv), q] += sum over j, b with pad(j+b-rh) = q of g[i,j] * vertical[a,i,j] * horizontal[b,i,j]
-  template <int K>
-  STYLEKERN_NOINLINE void outer_input_rows(const T* g, int64_t i, A* grad_x) {
-    const int kv = K ? K : p_.kv, kh = K ? K : p_.kh, rh = p_.rh();
-    spread_.resize(1);
-    A* const spread = spread_.row(0);
-    for (int a = 0; a < kv; ++a) {
-      A* const row = target_row(grad_x, i, a);
-      if (!row) continue;
-      const T *v = v_row(i) + a * p_.vertical.tap, *u = u_row(i);
-      for_vectors<A>(p_.w + 2 * rh, [&](int64_t q, auto) {
-        Vec<A> sum{};
-        for (int b = 0; b < kh; ++b)
-          sum = fma(load_window(g, q - b, p_.w) * load_window(v, q - b, p_.w),
-                    load_window(u + b * p_.horizontal.tap, q - b, p_.w), sum);
-        store(spread - rh + q, sum);
-      });
-      const bool padded = p_.padding == Padding::kNone;  // then the row of grad_x has the halo's columns too
-      if (!padded) border_.fold(spread);
-      for_vectors<A>(p_.in_w, [&](int64_t j, auto count) {
-        store(row + j, load(row + j, count) + load(spread - (padded ? rh : 0) + j), count);
-      });
-    }
-  }
-
   STYLEKERN_NOINLINE void convert_filter_rows(const A* sums, int64_t rows, int64_t i0, int64_t i1, int taps,
                                               T* out) const {
     if (!out) return;
@@ -324,7 +297,8 @@ class StyleKernelConvBackward {
   InputTile<T> x_;
   StyleKernelConvForward<T> forward_;
   RowBorder border_;
-  PaddedRows<A> grad_t_, spread_;
+  PaddedRows<A> grad_t_, among_zeros_;
+  OuterInputRows<T> outer_input_;
   std::vector<T> zeros_;
   std::optional<GradientSums> sums_;
   int64_t offset_;

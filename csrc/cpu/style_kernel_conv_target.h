@@ -8,6 +8,7 @@
 #include "instance_norm.h"
 #include "style_kernel_conv_3x3.h"
 #include "style_kernel_conv_3x3_short.h"
+#include "style_kernel_conv_outer.h"
 // after what they use
 #include "style_kernel_conv.h"
 #include "style_kernel_conv_backward.h"

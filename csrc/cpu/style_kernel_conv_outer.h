@@ -1,0 +1,182 @@
+// style_kernel_conv on the CPU, outer: a row, forward and backward. Included by foreach_target.h.
+//
+// Each pixel has a kernel of kv x kh taps that nothing else shares: kv * kh multiply-adds a value and pass, of taps
+// that are used kv or kh times. So these are loaded once: where a plane's size is a power of two, the rows of all taps
+// lie in the same few lines of every cache, and drive each other out. And an addition to a sum waits for the one before
+// it: so several rows of taps are added up at a time, which also share what is loaded for them.
+namespace stylekern::STYLEKERN_TARGET {
+
+// Calls f(first, size) over [0, taps), an odd number; size is the constant 8, and of the last ones 1, 3, 5 or 7.
+template <class F>
+STYLEKERN_INLINE void for_tap_blocks(int taps, F&& f) {
+  int first = 0;
+  for (; taps - first > 8; first += 8) f(first, std::integral_constant<int, 8>{});
+  if (taps - first == 7) return f(first, std::integral_constant<int, 7>{});
+  if (taps - first == 5) return f(first, std::integral_constant<int, 5>{});
+  if (taps - first == 3) return f(first, std::integral_constant<int, 3>{});
+  f(first, std::integral_constant<int, 1>{});
+}
+
+// The taps of a vector of columns. K: their number where that is constant, else 0: then those of the next vector are
+// fetched, for they are more streams than processors follow.
+template <int K, class A>
+struct ColumnTaps {
+  Vec<A> tap[K ? K : kMostTaps];
+
+  template <class T, class N>
+  STYLEKERN_INLINE ColumnTaps(const T* row, int64_t stride, int taps, N count) {
+    for (int k = 0; k < taps; ++k) {
+      tap[k] = load(row + k * stride, count);
+      if (K == 0) __builtin_prefetch(row + k * stride + 2 * kLanes<A> - 1);
+    }
+  }
+};
+
+// y[j] = sum_a vertical[a,j] * sum_b horizontal[b,j] * x[a,j+b] + bias[j]
+template <int K, class T>
+STYLEKERN_NOINLINE void outer_row(const StyleKernelConv& p, const T* v, const T* u, const Acc<T>* const* x,
+                                  const T* bias, T* y) {
+  using A = Acc<T>;
+  const int kv = K ? K : p.kv, kh = K ? K : p.kh;
+  const int64_t v_tap = p.vertical.tap, u_tap = p.horizontal.tap;
+  for_vectors<A>(p.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+    const ColumnTaps<K, A> horizontal(u + j, u_tap, kh, count);
+    Vec<A> sum = bias ? load(bias + j, count) : Vec<A>{};
+    for_tap_blocks(kv, [&]<int rows>(int a, std::integral_constant<int, rows>) STYLEKERN_ALWAYS_INLINE {
+      if (K == 0)
+        for (int r = 0; r < rows; ++r) __builtin_prefetch(v + (a + r) * v_tap + j + 2 * kLanes<A> - 1);
+      const A* from[rows];
+      Vec<A> inner[rows];
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+        from[r] = x[a + r] + j;
+        inner[r] = horizontal.tap[0] * load(from[r], count);
+      }
+      for (int b = 1; b < kh; ++b)
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) inner[r] = fma(horizontal.tap[b], load(from[r] + b, count), inner[r]);
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) sum = fma(load(v + (a + r) * v_tap + j, count), inner[r], sum);
+    });
+    store(y + j, sum, count);
+  });
+}
+
+// grad_vertical[a,j]   = sum over channels of g[j] * sum_b horizontal[b,j] * x[a,j+b]
+// grad_horizontal[b,j] = sum over channels of g[j] * sum_a vertical[a,j] * x[a,j+b]
+//
+// Either may be null: not asked for. `first`: of the channels; those after it are added.
+template <int K, class T, class D>
+STYLEKERN_NOINLINE void outer_filter_rows(const StyleKernelConv& p, const T* v, const T* u, const Acc<T>* const* x,
+                                          const T* g, D* grad_v, D* grad_u, int64_t tap_stride, bool first) {
+  using A = Acc<T>;
+  const int kv = K ? K : p.kv, kh = K ? K : p.kh;
+  for_vectors<A>(p.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+    const ColumnTaps<K, A> vertical(v + j, p.vertical.tap, kv, count);
+    const ColumnTaps<K, A> horizontal(u + j, p.horizontal.tap, kh, count);
+    const Vec<A> gj = load(g + j, count);
+    const auto finish = [&](D* sum, Vec<A> value) STYLEKERN_ALWAYS_INLINE {
+      store(sum + j, first ? gj * value : gj * value + load(sum + j, count), count);
+    };
+    if (grad_v)
+      for_tap_blocks(kv, [&]<int rows>(int a, std::integral_constant<int, rows>) STYLEKERN_ALWAYS_INLINE {
+        const A* from[rows];
+        Vec<A> sum[rows];
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) from[r] = x[a + r] + j, sum[r] = Vec<A>{};
+        for (int b = 0; b < kh; ++b)
+#pragma GCC unroll 8
+          for (int r = 0; r < rows; ++r) sum[r] = fma(horizontal.tap[b], load(from[r] + b, count), sum[r]);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) finish(grad_v + (a + r) * tap_stride, sum[r]);
+      });
+    if (grad_u)
+      for_tap_blocks(kh, [&]<int columns>(int b, std::integral_constant<int, columns>) STYLEKERN_ALWAYS_INLINE {
+        Vec<A> sum[columns];
+#pragma GCC unroll 8
+        for (int q = 0; q < columns; ++q) sum[q] = Vec<A>{};
+        for (int a = 0; a < kv; ++a) {
+          const A* const from = x[a] + j + b;
+#pragma GCC unroll 8
+          for (int q = 0; q < columns; ++q) sum[q] = fma(vertical.tap[a], load(from + q, count), sum[q]);
+        }
+#pragma GCC unroll 8
+        for (int q = 0; q < columns; ++q) finish(grad_u + (b + q) * tap_stride, sum[q]);
+      });
+  });
+}
+
+// grad_x[a,q] = sum over j, b with pad(j+b-rh) = q of g[j] * vertical[a,j] * horizontal[b,j], of a row of outputs.
+template <class T>
+class OuterInputRows {
+ public:
+  using A = Acc<T>;
+
+  explicit OuterInputRows(const StyleKernelConv& p)
+      : p_(p),
+        border_(p.w, p.rh(), p.padding),
+        taps_(p.w, 2 * p.rh()),
+        products_(p.w, 2 * p.rh()),
+        sums_(p.w, p.rh()) {}
+
+  // Adds to the rows row(a) of in_w values, of the taps a for which there is one: else null.
+  template <int K, class Row>
+  STYLEKERN_NOINLINE void add(const T* v, const T* u, const T* g, const Row& row) {
+    const int kv = K ? K : p_.kv, kh = K ? K : p_.kh, rh = kh / 2;
+    taps_.resize(kh), products_.resize(kMostRows), sums_.resize(kMostRows);
+    for (int b = 0; b < kh; ++b)
+      fill(taps_.row(b),
+           [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { return load(u + b * p_.horizontal.tap + j, count); });
+    for_tap_blocks(kv, [&]<int rows>(int a, std::integral_constant<int, rows>) STYLEKERN_ALWAYS_INLINE {
+      A* to[rows];
+      bool any = false;
+      for (int r = 0; r < rows; ++r) any |= (to[r] = row(a + r)) != nullptr;
+      if (!any) return;
+      for (int r = 0; r < rows; ++r)
+        fill(products_.row(r), [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+          return load(g + j, count) * load(v + (a + r) * p_.vertical.tap + j, count);
+        });
+      const A *const taps = taps_.row(0), *const products = products_.row(0);
+      const int64_t stride = taps_.stride();
+      for (int64_t q = -rh; q < p_.w + rh; q += kLanes<A>) {
+        Vec<A> sum[rows];
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) sum[r] = Vec<A>{};
+        for (int b = 0; b < kh; ++b) {
+          const int64_t j = q + rh - b;
+          const Vec<A> tap = load(taps + b * stride + j);
+#pragma GCC unroll 8
+          for (int r = 0; r < rows; ++r) sum[r] = fma(load(products + r * stride + j), tap, sum[r]);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) store(sums_.row(r) + q, sum[r]);
+      }
+      for (int r = 0; r < rows; ++r)
+        if (to[r]) finish(sums_.row(r), to[r]);
+    });
+  }
+
+ private:
+  static constexpr int kMostRows = 8;
+
+  // Values of a scratch row, among zeros.
+  template <class F>
+  void fill(A* row, const F& value) const {
+    for_vectors<A>(p_.w,
+                   [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { store(row + j, value(j, count), count); });
+  }
+  void finish(A* sums, A* to) const {
+    const bool padded = p_.padding == Padding::kNone;  // then x has the columns beyond
+    if (!padded) border_.fold(sums);
+    const A* const from = sums - (padded ? p_.rh() : 0);
+    for_vectors<A>(p_.in_w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      store(to + j, load(to + j, count) + load(from + j, count), count);
+    });
+  }
+
+  StyleKernelConv p_;
+  RowBorder border_;
+  PaddedRows<A> taps_, products_, sums_;
+};
+
+}  // namespace stylekern::STYLEKERN_TARGET
