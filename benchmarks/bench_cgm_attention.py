@@ -1,4 +1,4 @@
-"""cgm_attention at relu4_1 of pictures of 512 pixels, and at sizes that are no power of two."""
+"""cgm_attention at relu4_1 of pictures of 512 pixels, at sizes that are no power of two, and a batch of small ones."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def two_products(q: Tensor, k: Tensor, v: Tensor, *_: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize(("lq", "lk", "d"), [(4096, 4096, 512), (3000, 2500, 512)])
-def test_cgm_attention(benchmark: Any, table: list[dict[str, str]], lq: int, lk: int, d: int, backward: bool):
+@pytest.mark.parametrize(("n", "lq", "lk", "d"), [(1, 4096, 4096, 512), (1, 3000, 2500, 512), (8, 64, 64, 512)])
+def test_cgm_attention(benchmark: Any, table: list[dict[str, str]], n: int, lq: int, lk: int, d: int, backward: bool):
     torch.manual_seed(0)
-    query, key, value = (torch.randn(1, length, d, device=DEVICE) for length in (lq, lk, lk))
+    query, key, value = (torch.randn(n, length, d, device=DEVICE) for length in (lq, lk, lk))
     half = thresholds(query, key) / 2
     options = {"alpha": ALPHA, "gate_grad": "straight_through" if backward else "none"}
     compare(
@@ -53,6 +53,6 @@ def test_cgm_attention(benchmark: Any, table: list[dict[str, str]], lq: int, lk:
         tensors=[query, key, value, half * lk, half],
         backward=backward,
         # read query, key, value, write y; then read g, these and y, write three gradients
-        values=(2 * lq + 2 * lk + (5 * lq + 4 * lk if backward else 0)) * d,
-        shape=f"{lq}x{lk}x{d}",
+        values=n * (2 * lq + 2 * lk + (5 * lq + 4 * lk if backward else 0)) * d,
+        shape=(f"{n}x" if n > 1 else "") + f"{lq}x{lk}x{d}",
     )

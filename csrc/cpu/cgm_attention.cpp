@@ -1,5 +1,5 @@
-// cgm_attention on the CPU: a block of queries against all keys at a time, its products by torch. The walks over
-// the block's rows are in cgm_attention.h.
+// cgm_attention on the CPU: a block of queries against all keys at a time, or short samples together, its products by
+// torch. The walks over the block's rows are in cgm_attention.h.
 #include "../common/cgm_attention_torch.h"
 #include "cgm_attention_args.h"
 #include "dtypes.h"
@@ -12,14 +12,23 @@
 namespace stylekern {
 namespace {
 
-using torch::stable::select;
 using torch::stable::transpose;
+
+constexpr int64_t kScores = int64_t{1} << 21;  // of a block: what the last-level cache has room for
 
 // Queries of a block: as many as leave its scores in the last-level cache. More would not make the products faster,
 // fewer would: each packs all keys anew.
 int64_t block_rows(const CgmAttention& p) {
-  constexpr int64_t kScores = int64_t{1} << 21, kMost = 1024, kFewest = 32;
+  constexpr int64_t kMost = 1024, kFewest = 32;
   return std::min(p.queries, std::clamp(kScores / std::max<int64_t>(p.keys, 1), kFewest, kMost));
+}
+
+// Samples of a block: of short ones several, because each product, and each walk over its rows, takes some time to
+// start.
+int64_t block_samples(const CgmAttention& p) {
+  const int64_t width = std::max(p.d, p.dv), scores = p.queries * p.keys, values = (p.queries + p.keys) * width;
+  if (block_rows(p) < p.queries || scores * width >= kWorthSettingUp) return 1;
+  return std::clamp<int64_t>(kScores / std::max<int64_t>({scores, values, 1}), 1, p.n);
 }
 
 // Calls f(kernels) with the kernels of this processor's target.
@@ -29,6 +38,10 @@ void with_kernels(const F& f) {
   STYLEKERN_FOR_TARGET(STYLEKERN_CALL);
 #undef STYLEKERN_CALL
 }
+
+Tensor rows_of(Tensor x, int64_t first, int64_t count) { return torch::stable::narrow(x, 0, first, count); }
+// Queries [first, first + count) of samples.
+Tensor queries_of(Tensor x, int64_t first, int64_t count) { return torch::stable::narrow(x, 1, first, count); }
 
 // Rows of queries, keys or values as the products read them.
 template <class T>
@@ -40,21 +53,27 @@ struct Prepared {
     if (cosine) norms.resize(size_t(rows));
   }
 
-  // Takes rows [rows, d] of a tensor with dense rows.
-  void take(const Tensor& x) {
+  // Takes x [N, L, d] with dense rows, and returns it as the products read it.
+  Tensor take(const Tensor& x) {
     const T* const from = data<T>(x);
-    const int64_t stride = x.stride(0);
+    const int64_t samples = x.size(0), rows = x.size(1), sample = x.stride(0), stride = x.stride(1);
     with_kernels<T>([&](auto kernels) {
-      parallel_for(x.size(0), 2 * d, [&](int64_t first, int64_t last) {
-        kernels.prepare(from, stride, d, cosine, eps, mutable_data<A>(values), norms.data(), first, last);
+      parallel_for(samples * rows, 2 * d, [&](int64_t first, int64_t last) {
+        for (int64_t end; first < last; first = end) {
+          const int64_t n = first / rows;
+          end = std::min(last, (n + 1) * rows);
+          kernels.prepare(from + n * sample + first % rows * stride, stride, d, cosine, eps,
+                          mutable_data<A>(values) + first * d, norms.data() + first, end - first);
+        }
       });
     });
+    return torch::stable::view(rows_of(values, 0, samples * rows), {samples, rows, d});
   }
 
-  // From the gradient of what was taken, [rows, d], to that of what it was taken from, which may be the same tensor.
+  // From the gradient of what was taken, contiguous, to that of what it was taken from, which may be the same tensor.
   void finish(const Tensor& grad, const Tensor& to) {
     with_kernels<T>([&](auto kernels) {
-      parallel_for(grad.size(0), 2 * d, [&](int64_t first, int64_t last) {
+      parallel_for(grad.size(0) * grad.size(1), 2 * d, [&](int64_t first, int64_t last) {
         kernels.finish(data<A>(grad), data<A>(values), d, cosine, eps, norms.data(), mutable_data<T>(to), first, last);
       });
     });
@@ -67,20 +86,18 @@ struct Prepared {
   std::vector<A> norms;
 };
 
-// Values of a sample, as the products read them.
+// Values of samples, as the products read them.
 template <class T>
 Tensor in_accumulate_type(const Tensor& x) {
   if constexpr (std::is_same_v<T, Acc<T>>) return x;
-  Prepared<T> prepared(x, x.size(0), x.size(1), false, 0);
-  prepared.take(x);
-  return prepared.values;
+  return Prepared<T>(x, x.size(0) * x.size(1), x.size(2), false, 0).take(x);
 }
 
 // Where the products may write a result of x's dtype and shape: there, or in a buffer that is converted afterwards.
 template <class T>
 Tensor target_of(const Tensor& x) {
   if constexpr (std::is_same_v<T, Acc<T>>) return x;
-  return empty_of(x, {x.size(0), x.size(1)}, accumulate_type(x));
+  return empty_of(x, {x.size(0), x.size(1), x.size(2)}, accumulate_type(x));
 }
 
 std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
@@ -90,8 +107,6 @@ template <class T>
 const T* at(const std::optional<Tensor>& x, int64_t offset) {
   return x ? data<T>(*x) + offset : nullptr;
 }
-Tensor rows_of(Tensor x, int64_t first, int64_t count) { return torch::stable::narrow(x, 0, first, count); }
-
 std::tuple<Tensor, Tensor, Tensor> cgm_attention(Tensor query, Tensor key, Tensor value,
                                                  std::optional<Tensor> gate_scale, std::optional<Tensor> gate_bias,
                                                  double alpha, bool cosine, StringHandle gate_grad, double temperature,
@@ -106,25 +121,28 @@ std::tuple<Tensor, Tensor, Tensor> cgm_attention(Tensor query, Tensor key, Tenso
   with_dtype(query, [&](auto type) {
     using T = decltype(type);
     using A = Acc<T>;
-    const int64_t rows = block_rows(p);
-    Prepared<T> keys(key, p.keys, p.d, p.cosine, p.eps), queries(query, rows, p.d, p.cosine, p.eps);
-    for (int64_t n = 0; n < p.n; ++n) {
-      keys.take(select(key, 0, n));
-      const Tensor values = in_accumulate_type<T>(select(value, 0, n));
+    const int64_t rows = block_rows(p), samples = block_samples(p);
+    Prepared<T> keys(key, samples * p.keys, p.d, p.cosine, p.eps);
+    Prepared<T> queries(query, samples * rows, p.d, p.cosine, p.eps);
+    for (int64_t n = 0; n < p.n; n += samples) {
+      const int64_t together = std::min(samples, p.n - n);
+      const Tensor k = keys.take(rows_of(key, n, together));
+      const Tensor values = in_accumulate_type<T>(rows_of(value, n, together));
       for (int64_t first = 0; first < p.queries; first += rows) {
         const int64_t count = std::min(rows, p.queries - first), offset = n * p.queries + first;
-        queries.take(rows_of(select(query, 0, n), first, count));
-        const Tensor scores = product(rows_of(queries.values, 0, count), transpose(keys.values, 0, 1));
+        const Tensor q = queries.take(queries_of(rows_of(query, n, together), first, count));
+        const Tensor scores = product(q, transpose(k, 1, 2));
         CgmBlock<T> block{mutable_data<A>(scores)};
         block.gate_scale = at<T>(gate_scale, offset), block.gate_bias = at<T>(gate_bias, offset);
         block.lse = mutable_data<A>(lse) + offset, block.mass = mutable_data<A>(mass) + offset;
         with_kernels<T>([&](auto kernels) {
-          parallel_for(count, 4 * p.keys, [&](int64_t begin, int64_t end) { kernels.weigh(block, p, begin, end); });
+          parallel_for(together * count, 4 * p.keys,
+                       [&](int64_t begin, int64_t end) { kernels.weigh(block, p, begin, end); });
         });
         const Tensor weighted = product(scores, values);
         T* const result = mutable_data<T>(output) + offset * p.dv;
         with_kernels<T>([&](auto kernels) {
-          parallel_for(count, p.dv, [&](int64_t begin, int64_t end) {
+          parallel_for(together * count, p.dv, [&](int64_t begin, int64_t end) {
             kernels.write(data<A>(weighted), p.renormalize ? block.mass : nullptr, p.dv, result, begin, end);
           });
         });
@@ -167,39 +185,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cgm_attention_backward(
   with_dtype(query, [&](auto type) {
     using T = decltype(type);
     using A = Acc<T>;
-    const int64_t rows = block_rows(p);
-    Prepared<T> keys(key, p.keys, p.d, p.cosine, p.eps), queries(query, rows, p.d, p.cosine, p.eps);
-    for (int64_t n = 0; n < p.n; ++n) {
-      keys.take(select(key, 0, n));
-      const Tensor values = in_accumulate_type<T>(select(value, 0, n));
+    const int64_t rows = block_rows(p), samples = block_samples(p);
+    Prepared<T> keys(key, samples * p.keys, p.d, p.cosine, p.eps);
+    Prepared<T> queries(query, samples * rows, p.d, p.cosine, p.eps);
+    for (int64_t n = 0; n < p.n; n += samples) {
+      const int64_t together = std::min(samples, p.n - n);
+      const Tensor k = keys.take(rows_of(key, n, together));
+      const Tensor values = in_accumulate_type<T>(rows_of(value, n, together));
       std::optional<Tensor> key_sum, value_sum;
-      if (need_key) key_sum = target_of<T>(select(grad_key, 0, n));
-      if (need_value) value_sum = target_of<T>(select(grad_value, 0, n));
+      if (need_key) key_sum = target_of<T>(rows_of(grad_key, n, together));
+      if (need_value) value_sum = target_of<T>(rows_of(grad_value, n, together));
       for (int64_t first = 0; first < p.queries; first += rows) {
         const int64_t count = std::min(rows, p.queries - first), offset = n * p.queries + first;
-        queries.take(rows_of(select(query, 0, n), first, count));
-        const Tensor prepared = rows_of(queries.values, 0, count);
-        const Tensor g = in_accumulate_type<T>(rows_of(select(grad, 0, n), first, count));
-        const Tensor scores = product(prepared, transpose(keys.values, 0, 1));
+        const auto block_of = [&](const Tensor& x) { return queries_of(rows_of(x, n, together), first, count); };
+        const Tensor q = queries.take(block_of(query)), g = in_accumulate_type<T>(block_of(grad));
+        const Tensor scores = product(q, transpose(k, 1, 2));
         std::optional<Tensor> products;
-        if (need_scores) products = product(g, transpose(values, 0, 1));
+        if (need_scores) products = product(g, transpose(values, 1, 2));
         CgmBlock<T> block{mutable_data<A>(scores), products ? mutable_data<A>(*products) : nullptr};
         block.gate_scale = at<T>(gate_scale, offset), block.gate_bias = at<T>(gate_bias, offset);
         block.mass = const_cast<A*>(data<A>(mass)) + offset;
         block.grad_scale = grad_scale.numel() ? mutable_data<T>(grad_scale) + offset : nullptr;
         block.grad_bias = grad_bias.numel() ? mutable_data<T>(grad_bias) + offset : nullptr;
         with_kernels<T>([&](auto kernels) {
-          parallel_for(count, 8 * p.keys,
+          parallel_for(together * count, 8 * p.keys,
                        [&](int64_t begin, int64_t end) { kernels.weigh_backward(block, p, begin, end); });
         });
-        if (need_value) multiply(transpose(scores, 0, 1), g, *value_sum, first > 0);
-        if (need_key) multiply(transpose(*products, 0, 1), prepared, *key_sum, first > 0);
-        if (need_query)
-          queries.finish(product(*products, keys.values), rows_of(select(grad_query, 0, n), first, count));
+        if (need_value) multiply(transpose(scores, 1, 2), g, *value_sum, first > 0);
+        if (need_key) multiply(transpose(*products, 1, 2), q, *key_sum, first > 0);
+        if (need_query) queries.finish(product(*products, k), block_of(grad_query));
       }
-      if (need_key) keys.finish(*key_sum, select(grad_key, 0, n));
+      if (need_key) keys.finish(*key_sum, rows_of(grad_key, n, together));
       if (need_value && !std::is_same_v<T, A>)
-        Prepared<T>(value, 0, p.dv, false, 0).finish(*value_sum, select(grad_value, 0, n));
+        Prepared<T>(value, 0, p.dv, false, 0).finish(*value_sum, rows_of(grad_value, n, together));
     }
   });
   return {grad_query, grad_key, grad_value, grad_scale, grad_bias};

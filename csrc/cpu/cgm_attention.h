@@ -9,9 +9,8 @@ struct CgmAttentionKernels {
   using A = Acc<T>;
 
   // Rows of x [rows, d], `stride` apart, as the products read them: of A, and divided by their norms where asked for.
-  static void prepare(const T* x, int64_t stride, int64_t d, bool cosine, double eps, A* to, A* norms, int64_t first,
-                      int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
+  static void prepare(const T* x, int64_t stride, int64_t d, bool cosine, double eps, A* to, A* norms, int64_t rows) {
+    for (int64_t i = 0; i < rows; ++i) {
       const T* const row = x + i * stride;
       if (cosine) {
         norms[i] = unit_row(row, d, eps, to + i * d);

@@ -12,8 +12,17 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise
 
 namespace stylekern {
 
-// out = a b, or out += a b. Matrices of one dtype, float or double; any strides, so transposed views too.
+// out = a b, or out += a b. Matrices of one dtype, float or double, or one of each sample, [N, ., .]; any strides, so
+// transposed views too. Those of several samples are not added.
 inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out, bool add = false) {
+  if (a.dim() == 3 && a.size(0) > 1) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_bmm_out(out.get(), a.get(), b.get()));
+    return;
+  }
+  if (a.dim() == 3) {
+    const auto only = [](const Tensor& x) { return torch::stable::select(x, 0, 0); };
+    return multiply(only(a), only(b), only(out), add);
+  }
   TORCH_ERROR_CODE_CHECK(
       aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), add ? 1 : 0, 1));  // 0: out is not read
 }
@@ -26,9 +35,18 @@ inline Tensor dense(const Tensor& x) {
   return x.stride(0) == 1 ? transpose(contiguous(transpose(x, 0, 1)), 0, 1) : contiguous(x);
 }
 
+// Multiply-adds of a product from which on oneDNN's speed outweighs the 15 us that it takes to start.
+inline constexpr int64_t kWorthSettingUp = 1 << 25;
+
 // a b, new and contiguous.
 inline Tensor product(const Tensor& a, const Tensor& b) {
-  constexpr int64_t kWorthSettingUp = 1 << 25;  // multiply-adds: below, oneDNN's 15 us to start outweigh its speed
+  using torch::stable::select;
+  if (a.dim() == 3 && a.size(0) > 1) {
+    const Tensor result = empty_of(a, {a.size(0), a.size(1), b.size(2)});
+    multiply(a, b, result);
+    return result;
+  }
+  if (a.dim() == 3) return torch::stable::unsqueeze(product(select(a, 0, 0), select(b, 0, 0)), 0);
   if (aoti_torch_cpu__linear_pointwise && a.scalar_type() == ScalarType::Float &&
       a.size(0) * a.size(1) * b.size(1) >= kWorthSettingUp) {
     AtenTensorHandle result = nullptr;
