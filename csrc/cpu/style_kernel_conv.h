@@ -13,9 +13,10 @@ class InputTile {
  public:
   using A = Acc<T>;
 
-  explicit InputTile(const StyleKernelConv& p)
+  InputTile(const StyleKernelConv& p, bool normalized)
       : p_(p),
         halo_(p.composition == Composition::kOuter && p.padding != Padding::kNone ? p.rh() : 0),
+        in_place_(std::is_same_v<T, A> && !normalized && halo_ == 0),
         border_(p.w, halo_, p.padding),
         values_(p.in_w, halo_),
         zeros_(p.padding == Padding::kZeros ? size_t(p.in_w + 2 * halo_ + kLanes<A>) : 0) {}
@@ -26,8 +27,7 @@ class InputTile {
     const int rv = p_.rv();
     first_ = i0 - rv;
     rows_.resize(size_t(i1 - i0 + 2 * rv));
-    const bool in_place = std::is_same_v<T, A> && !normalize && halo_ == 0;
-    if (!in_place) values_.resize(i1 - i0 + 2 * rv);
+    if (!in_place_) values_.resize(i1 - i0 + 2 * rv);
     for (int64_t q = i0 - rv; q < i1 + rv; ++q) {
       const int64_t source = p_.padding == Padding::kNone ? q + rv : border_index(q, p_.h, p_.padding);
       const T* x = plane + source * p_.input.row;
@@ -35,13 +35,15 @@ class InputTile {
       if (source < 0) {
         row = zeros_.data();
       } else if constexpr (std::is_same_v<T, A>) {
-        row = in_place ? x : copy_row(x, q, mean, rstd, normalize);
+        row = in_place_ ? x : copy_row(x, q, mean, rstd, normalize);
       } else {
         row = copy_row(x, q, mean, rstd, normalize);
       }
     }
   }
 
+  // Whether rows are read where they lie, so that a tile's halo costs nothing.
+  bool in_place() const { return in_place_; }
   const A* const* row(int64_t i) const { return rows_.data() + (i - p_.rv() - first_); }
 
  private:
@@ -59,6 +61,7 @@ class InputTile {
 
   StyleKernelConv p_;
   int64_t halo_, first_ = 0;
+  bool in_place_;
   RowBorder border_;
   PaddedRows<A> values_;
   std::vector<A> zeros_;
@@ -81,7 +84,7 @@ class StyleKernelConvForward {
   STYLEKERN_NOINLINE explicit StyleKernelConvForward(const StyleKernelConvArgs<T>& args)
       : args_(args),
         p_(args.problem),
-        x_(p_),
+        x_(p_, args.mean != nullptr),
         border_(p_.w, p_.rh(), p_.padding),
         t_(p_.w, p_.rh()),
         zeros_(size_t(p_.w)),
@@ -225,7 +228,6 @@ class StyleKernelConvForward {
       store(y + j, sum, count);
     });
   }
-
   StyleKernelConvArgs<T> args_;
   StyleKernelConv p_;
   InputTile<T> x_;

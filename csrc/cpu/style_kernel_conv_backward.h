@@ -13,7 +13,7 @@ class StyleKernelConvBackward {
   STYLEKERN_NOINLINE explicit StyleKernelConvBackward(const StyleKernelConvBackwardArgs<T>& args)
       : args_(args),
         p_(args.problem),
-        x_(p_),
+        x_(p_, args.mean != nullptr),
         forward_({.problem = p_,
                   .input = args.input,
                   .vertical = args.vertical,
@@ -36,7 +36,8 @@ class StyleKernelConvBackward {
     u_ = args_.horizontal + p_.horizontal.at(n, g);
     const int halo = grad_x ? p_.rv() : 0;
     const int64_t first = std::max<int64_t>(row0 - halo, 0), last = std::min(row1 + halo, p_.h);
-    const int64_t rows = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), std::max(1, 2 * p_.rv()));
+    const int64_t halo_rows = x_.in_place() ? 1 : std::max(1, 2 * p_.rv());
+    const int64_t rows = std::max<int64_t>(kTileValues / std::max<int64_t>(p_.w, 1), halo_rows);
     sums_ = {};
     if (three_taps() && p_.groups == p_.c)
       if (with_vectors<A, 4>(p_.w, [&](auto vectors) { return short_rows_3x3<vectors>(); })) return;
@@ -218,14 +219,28 @@ class StyleKernelConvBackward {
     store(sum, first ? v : v + load(sum, count), count);
   }
 
+  // Calls f(k, j, count) for each tap and each vector of a row. More taps than a cache has ways go one after the other:
+  // where planes have a power of two of values, the rows of all taps lie in the same few lines, and drive each other
+  // out.
+  template <class F>
+  STYLEKERN_INLINE void for_taps(int taps, const F& f) const {
+    constexpr int kWays = 8;
+    if (taps > kWays)
+      for (int k = 0; k < taps; ++k)
+        for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE { f(k, j, count); });
+    else
+      for_vectors<A>(p_.w, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+        for (int k = 0; k < taps; ++k) f(k, j, count);
+      });
+  }
+
   // grad_horizontal[b,j] = sum over channels of g[j] * t[j+b-rh]
   template <class D>
   STYLEKERN_NOINLINE void horizontal_filter_row(const T* g, const A* t, D* grad_u, int64_t tap_stride, bool first) {
     t -= p_.rh();
     fetch(grad_u, tap_stride, p_.kh);
-    for_vectors<A>(p_.w, [&](int64_t j, auto count) {
-      const Vec<A> gj = load(g + j, count);
-      for (int b = 0; b < p_.kh; ++b) add(grad_u + b * tap_stride + j, gj * load(t + j + b), count, first);
+    for_taps(p_.kh, [&](int b, int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      add(grad_u + b * tap_stride + j, load(g + j, count) * load(t + j + b), count, first);
     });
   }
 
@@ -263,9 +278,8 @@ class StyleKernelConvBackward {
   STYLEKERN_NOINLINE void vertical_filter_row(const A* grad_t, const A* const* x, D* grad_v, int64_t tap_stride,
                                               bool first) {
     fetch(grad_v, tap_stride, p_.kv);
-    for_vectors<A>(p_.w, [&](int64_t j, auto count) {
-      const Vec<A> gt = load(grad_t + j);
-      for (int a = 0; a < p_.kv; ++a) add(grad_v + a * tap_stride + j, gt * load(x[a] + j, count), count, first);
+    for_taps(p_.kv, [&](int a, int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
+      add(grad_v + a * tap_stride + j, load(grad_t + j) * load(x[a] + j, count), count, first);
     });
   }
 
