@@ -228,6 +228,7 @@ class StyleKernelConvForward {
       store(y + j, sum, count);
     });
   }
+
   StyleKernelConvArgs<T> args_;
   StyleKernelConv p_;
   InputTile<T> x_;
