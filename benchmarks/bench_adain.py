@@ -1,4 +1,4 @@
-"""adain at relu4_1 to relu1_1 of pictures of 256 pixels, a batch of 8 and of 1, and sizes that are no power of two."""
+"""adain at relu4_1 to relu1_1 of pictures of 256 pixels, batches of 8 and 1, odd sizes, and planes of 8 x 8."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from .kit import DEVICE, compare, shape_name
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize(
-    "shape", [(8, 512, 32, 32), (8, 256, 64, 64), (1, 64, 256, 256), (4, 512, 45, 67), (1, 512, 45, 67)], ids=shape_name
+    "shape",
+    [(8, 512, 32, 32), (8, 256, 64, 64), (1, 64, 256, 256), (4, 512, 45, 67), (1, 512, 45, 67), (8, 512, 8, 8)],
+    ids=shape_name,
 )
 def test_adain(benchmark: Any, table: list[dict[str, str]], shape: tuple[int, ...], backward: bool):
     torch.manual_seed(0)

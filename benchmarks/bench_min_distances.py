@@ -1,4 +1,4 @@
-"""min_distances of the features of one picture and another, forward and through both minima."""
+"""min_distances of the features of two pictures, forward and through both minima; and of a batch of small ones."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ def dense(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-@pytest.mark.parametrize(("rows", "columns", "d"), [(1024, 5000, 2179), (4096, 4096, 512)])
-def test_min_distances(benchmark: Any, table: list[dict[str, str]], rows: int, columns: int, d: int, backward: bool):
+@pytest.mark.parametrize(("n", "rows", "columns", "d"), [(1, 1024, 5000, 2179), (1, 4096, 4096, 512), (8, 64, 64, 512)])
+def test_min_distances(
+    benchmark: Any, table: list[dict[str, str]], n: int, rows: int, columns: int, d: int, backward: bool
+):
     torch.manual_seed(0)
-    x, y = torch.randn(1, rows, d, device=DEVICE), torch.randn(1, columns, d, device=DEVICE)
+    x, y = torch.randn(n, rows, d, device=DEVICE), torch.randn(n, columns, d, device=DEVICE)
     compare(
         benchmark,
         table,
@@ -40,5 +42,5 @@ def test_min_distances(benchmark: Any, table: list[dict[str, str]], rows: int, c
         backward=backward,
         # read x and y; then read them again, write two gradients
         values=(3 if backward else 1) * (x.numel() + y.numel()),
-        shape=f"{rows}x{columns}x{d}",
+        shape=(f"{n}x" if n > 1 else "") + f"{rows}x{columns}x{d}",
     )

@@ -182,6 +182,17 @@ class TestStyleKernelConv(NormalizingSuite, OperatorSuite):
                 with stylekern.use_backend(backend):
                     self.check(case, device, torch.float32)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize(("kv", "kh"), [(13, 11), (9, 15)], ids=str)
+    @pytest.mark.parametrize(
+        ("composition", "padding"), [("sequential", "reflect"), ("outer", "zeros"), ("outer", "none")]
+    )
+    def test_many_taps_over_several_tiles_and_vectors(
+        self, composition: str, padding: str, kv: int, kh: int, dtype: torch.dtype
+    ) -> None:
+        case = make(n=1, c=3, g=1, kv=kv, kh=kh, h=40, w=70, composition=composition, padding_mode=padding)
+        self.check(case, "cpu", dtype)
+
     @pytest.mark.parametrize("w", [*range(2, 19), 31, 32, 33, 63, 64, 65, 128])
     @pytest.mark.parametrize("padding", ["reflect", "replicate", "zeros"])
     def test_every_width_about_a_vector(self, w: int, padding: str) -> None:
