@@ -118,7 +118,7 @@ class AdaConvForward {
   static constexpr bool kRegistersLeft = STYLEKERN_VECTOR_BYTES == 64;
 
   void depthwise(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next, int64_t ahead) {
-    const bool in_runs = args_.in_runs && p_.w > 3 * kLanes<A>;
+    const bool in_runs = kSpecialised && args_.in_runs && p_.w > 3 * kLanes<A>;
     const int64_t nc = n * p_.c + g;
     const T* const x = args_.input + p_.input.at(n, g);
     DepthwisePlane<T> plane{.x = x,

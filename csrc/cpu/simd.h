@@ -152,7 +152,8 @@ const char* cpu_target_name(Target target);
 inline bool streams_whole_lines() { return cpu_target() == Target::kAvx512; }
 
 // Whether results that are not stored past the caches directly should get there by way of a block (see streamed_run.h):
-// rows that are no whole lines, and those of which a vector is only half a line.
+// rows that are no whole lines, and those of which a vector is only half a line. Never for the baseline: on an x86-64
+// that has no kernels for it (kSpecialised).
 inline bool worth_a_run(int64_t bytes) { return is_large(bytes) && cpu_target() != Target::kBaseline; }
 
 }  // namespace stylekern

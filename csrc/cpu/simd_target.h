@@ -6,6 +6,14 @@ namespace stylekern::STYLEKERN_TARGET {
 
 inline constexpr int kBytes = STYLEKERN_VECTOR_BYTES;
 
+// Whether kernels of special shapes are compiled beside those of all. They are not for an x86-64 without AVX2, an old
+// or a small processor: they would be a tenth of what there is to compile.
+#if defined(__x86_64__) && STYLEKERN_VECTOR_BYTES == 16
+inline constexpr bool kSpecialised = false;
+#else
+inline constexpr bool kSpecialised = true;
+#endif
+
 template <class A>
 struct VectorType {
   typedef A type __attribute__((vector_size(STYLEKERN_VECTOR_BYTES)));

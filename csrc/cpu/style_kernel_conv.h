@@ -71,8 +71,10 @@ class InputTile {
 // Calls f(k) with k the taps both ways where those are three or five, so that loops over them are unrolled, else 0.
 template <class F>
 STYLEKERN_INLINE void with_taps(const StyleKernelConv& p, F&& f) {
-  if (p.kv == 3 && p.kh == 3) return f(std::integral_constant<int, 3>{});
-  if (p.kv == 5 && p.kh == 5) return f(std::integral_constant<int, 5>{});
+  if constexpr (kSpecialised) {
+    if (p.kv == 3 && p.kh == 3) return f(std::integral_constant<int, 3>{});
+    if (p.kv == 5 && p.kh == 5) return f(std::integral_constant<int, 5>{});
+  }
   f(std::integral_constant<int, 0>{});
 }
 

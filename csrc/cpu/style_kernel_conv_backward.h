@@ -41,7 +41,8 @@ class StyleKernelConvBackward {
     sums_ = {};
     if (three_taps() && p_.groups == p_.c)
       if (with_vectors<A, 4>(p_.w, [&](auto vectors) { return short_rows_3x3<vectors>(); })) return;
-    const bool sums = !std::is_same_v<T, A> && p_.channels_per_group() > 1;
+    const bool outer = p_.composition == Composition::kOuter;  // which is compiled for sums alone
+    const bool sums = !std::is_same_v<T, A> && (p_.channels_per_group() > 1 || outer);
     if (sums) filter_sums_.resize(size_t((p_.kv + p_.kh) * rows * p_.w));
     for (int64_t i0 = first; i0 < last; i0 += rows) {
       const int64_t i1 = std::min(i0 + rows, last);
@@ -114,21 +115,24 @@ class StyleKernelConvBackward {
         if (grad_x)
           for (int64_t i = i0; i < i1; ++i) input_rows(i, grad_t_.row(i - i0), grad_x);
       } else {
-        if (need_v || need_u)
-          each_own_row([&](int64_t i, int64_t at) {
-            fetch(v_row(i), p_.vertical.tap, p_.kv), fetch(u_row(i), p_.horizontal.tap, p_.kh);
-            with_taps(p_, [&](auto taps) {
-              outer_filter_rows<taps>(p_, v_row(i), u_row(i), x_.row(i), grad + i * p_.grad.row,
-                                      need_v ? grad_v + at : nullptr, need_u ? grad_u + at : nullptr, tap_stride,
-                                      first_channel);
+        if constexpr (std::is_same_v<D, A>)
+          if (need_v || need_u)
+            each_own_row([&](int64_t i, int64_t at) {
+              fetch(v_row(i), p_.vertical.tap, p_.kv), fetch(u_row(i), p_.horizontal.tap, p_.kh);
+              with_taps(p_, [&](auto taps) {
+                outer_filter_rows<taps>(p_, v_row(i), u_row(i), x_.row(i), grad + i * p_.grad.row,
+                                        need_v ? grad_v + at : nullptr, need_u ? grad_u + at : nullptr, tap_stride,
+                                        first_channel);
+              });
             });
-          });
         if (grad_x)
-          for (int64_t i = i0; i < i1; ++i)
+          for (int64_t i = i0; i < i1; ++i) {
+            A* to[kMostTaps];
+            for (int a = 0; a < p_.kv; ++a) to[a] = target_row(grad_x, i, a);
             with_taps(p_, [&](auto taps) {
-              outer_input_.template add<taps>(v_row(i), u_row(i), grad + i * p_.grad.row,
-                                              [&](int a) { return target_row(grad_x, i, a); });
+              outer_input_.template add<taps>(v_row(i), u_row(i), grad + i * p_.grad.row, to);
             });
+          }
       }
     }
   }

@@ -107,7 +107,7 @@ struct WaveletKernels {
       const T* const bottom = whole ? top + p.picture.row : p.odd == OddRule::kRepeat ? top : zeros.data();
       pool_row(p, top, bottom, out, streamed, beside);
     };
-    if (!in_runs) {
+    if (!kSpecialised || !in_runs) {
       for (int64_t r = first * p.band_w; r < last * p.band_w; r += p.band_w)
         next_row({bands[0] + r, bands[1] + r, bands[2] + r, bands[3] + r}, [] {});
       if (streamed) finish_streams();
@@ -179,7 +179,7 @@ struct WaveletKernels {
       return top + (whole ? 2 * p.w : p.w);
     };
     const auto place = [&](int64_t r) { return picture + (r / block_rows * p.h + r % block_rows * 2) * p.w; };
-    if (!in_runs) {
+    if (!kSpecialised || !in_runs) {
       T* top = place(first);
       for (int64_t r = first; r < last; ++r) top = next_row(top, [] {});
       if (streamed) finish_streams();
