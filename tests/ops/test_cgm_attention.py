@@ -50,7 +50,9 @@ class TestCgmAttention(OperatorSuite):
         "all-masked-surrogate-renormalized": lambda: make(gate="above-all", renormalize=True, **STRAIGHT),
         "none-masked": lambda: make(gate="below-all"),
         "none-masked-surrogate": lambda: make(gate="below-all", renormalize=True, **STRAIGHT),
-        "one-query": lambda: make(n=1, lq=1, lk=7, **STRAIGHT),
+        # Of several samples: the gradient of a gate is a sum over keys, and where that of the only one happened to be
+        # near zero, errors relative to it were as large as the bound.
+        "one-query": lambda: make(n=5, lq=1, lk=7, **STRAIGHT),
         "two-keys": lambda: make(lk=2, **STRAIGHT),
         "wide-values": lambda: make(d=3, dv=37, **STRAIGHT),
         "larger-than-a-block": lambda: make(n=1, lq=70, lk=75, d=35, dv=130, renormalize=True, **STRAIGHT),
