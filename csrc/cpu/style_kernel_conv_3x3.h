@@ -13,9 +13,9 @@ STYLEKERN_INLINE auto with_vectors(int64_t w, F&& f) {
   if constexpr (kSpecialised) {
     if (w == 2 * kLanes<A>) return f(std::integral_constant<int, 2>{});
     if (w == 4 * kLanes<A>) return f(std::integral_constant<int, 4>{});
+    if constexpr (most >= 8)
+      if (w == 8 * kLanes<A>) return f(std::integral_constant<int, 8>{});
   }
-  if constexpr (kSpecialised && most >= 8)
-    if (w == 8 * kLanes<A>) return f(std::integral_constant<int, 8>{});
   return f(std::integral_constant<int, 0>{});
 }
 

@@ -41,7 +41,7 @@ class StyleKernelConvBackward {
     sums_ = {};
     if (three_taps() && p_.groups == p_.c)
       if (with_vectors<A, 4>(p_.w, [&](auto vectors) { return short_rows_3x3<vectors>(); })) return;
-    const bool outer = p_.composition == Composition::kOuter;  // which is compiled for sums alone
+    const bool outer = p_.composition == Composition::kOuter;
     const bool sums = !std::is_same_v<T, A> && (p_.channels_per_group() > 1 || outer);
     if (sums) filter_sums_.resize(size_t((p_.kv + p_.kh) * rows * p_.w));
     for (int64_t i0 = first; i0 < last; i0 += rows) {
@@ -115,7 +115,7 @@ class StyleKernelConvBackward {
         if (grad_x)
           for (int64_t i = i0; i < i1; ++i) input_rows(i, grad_t_.row(i - i0), grad_x);
       } else {
-        if constexpr (std::is_same_v<D, A>)
+        if constexpr (std::is_same_v<D, A>)  // of no other type: run() has 16-bit gradients summed in a tile
           if (need_v || need_u)
             each_own_row([&](int64_t i, int64_t at) {
               fetch(v_row(i), p_.vertical.tap, p_.kv), fetch(u_row(i), p_.horizontal.tap, p_.kh);

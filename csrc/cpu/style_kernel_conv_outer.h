@@ -6,7 +6,8 @@
 // it: so several rows of taps are added up at a time, which also share what is loaded for them.
 namespace stylekern::STYLEKERN_TARGET {
 
-// Calls f(first, size) over [0, taps), an odd number: all at once where it is the constant K, else by four.
+// Calls f(first, size) over [0, taps), an odd number: all at once where it is the constant K, else four at
+// a time, and then the one or three that are left.
 template <int K, class F>
 STYLEKERN_INLINE void for_tap_blocks(int taps, F&& f) {
   if constexpr (K > 0) {
@@ -160,7 +161,7 @@ class OuterInputRows {
   }
 
  private:
-  static constexpr int kMostRows = 5;
+  static constexpr int kMostRows = 5;  // of a block of for_tap_blocks()
 
   // To a scratch row, among zeros.
   STYLEKERN_NOINLINE void convert(const T* from, A* row) const {
