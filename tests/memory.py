@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,11 @@ def peak():
 """
 
 
-def measured(code: str) -> int:
-    """The number that the code, which knows `peak()`, prints."""
+def measured(code: str, **environment: str) -> int:
+    """The number that the code, which knows `peak()`, prints; `environment` beside this process's own."""
     root = Path(__file__).parent.parent  # from where the code can import the tests' modules
-    result = subprocess.run([sys.executable, "-c", PEAK + code], capture_output=True, text=True, cwd=root)
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK + code], capture_output=True, text=True, cwd=root, env=os.environ | environment
+    )
     assert result.returncode == 0, result.stderr
     return int(result.stdout)

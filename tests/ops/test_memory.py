@@ -36,11 +36,11 @@ CGM = "cgm_attention(*tensors, torch.ones(1, {}), alpha=4.0, gate_grad='straight
 @pytest.mark.parametrize(
     ("call", "count", "length", "width", "dtype", "most"),
     [
-        (CGM, 3, 8192, 16, "float32", 48),
-        ("min_distances(*tensors)", 2, 8192, 64, "float32", 40),
-        ("min_distances(*tensors)", 2, 8192, 64, "bfloat16", 40),
-        pytest.param(CGM, 3, 8192, 512, "float32", 64, marks=pytest.mark.slow),
-        pytest.param("remd(*tensors)", 2, 16384, 512, "float32", 96, marks=pytest.mark.slow),
+        (CGM, 3, 8192, 16, "float32", 32),
+        ("min_distances(*tensors)", 2, 8192, 64, "float32", 20),
+        ("min_distances(*tensors)", 2, 8192, 64, "bfloat16", 20),
+        pytest.param(CGM, 3, 8192, 512, "float32", 48, marks=pytest.mark.slow),
+        pytest.param("remd(*tensors)", 2, 16384, 512, "float32", 48, marks=pytest.mark.slow),
     ],
 )
 def test_megabytes_beyond_inputs_and_results(
@@ -48,6 +48,8 @@ def test_megabytes_beyond_inputs_and_results(
 ) -> None:
     call = call.format("tensors[0].shape[1]")
     code = CODE.format(call=call, count=count, length=length, width=width, dtype=dtype)
-    beyond = measured(code)
+    # Large blocks are mapped each by itself: glibc's heap has holes between blocks, up to twice as many bytes as the
+    # operators hold, by where they happen to lie.
+    beyond = measured(code, MALLOC_MMAP_THRESHOLD_=str(1 << 20))
     print(f"{beyond / 1e6:.0f} MB beyond inputs and results")
     assert beyond < most * 10**6
