@@ -86,7 +86,11 @@ struct CgmAttentionKernels {
   // Rows [first, last) of the product, divided by the mass, and of the output's type.
   static void write(const A* product, const A* mass, int64_t dv, T* output, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      const Vec<A> divisor = broadcast(mass && mass[i] > 0 ? mass[i] : A(1));
+      if (!(mass && mass[i] > 0)) {
+        copy_row(product + i * dv, dv, output + i * dv);
+        continue;
+      }
+      const Vec<A> divisor = broadcast(mass[i]);
       for_vectors<A>(dv, [&](int64_t j, auto count) STYLEKERN_ALWAYS_INLINE {
         store(output + i * dv + j, load(product + i * dv + j, count) / divisor, count);
       });

@@ -35,14 +35,6 @@ struct Blocks {
   int64_t length(int64_t b) const { return std::min(size, total - b * size); }
 };
 
-template <class A>
-Tensor matrix(A* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
-  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
-  return torch::stable::from_blob(values, {sizes, 2}, {strides, 2},
-                                  torch::stable::Device(torch::headeronly::DeviceType::CPU),
-                                  std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
-}
-
 // Less than, equal to or above zero as row a comes before b, in the order of their first values that differ.
 template <class T>
 int compare_rows(const T* a, const T* b, int64_t d) {
@@ -85,8 +77,8 @@ struct Scratch {
 
   Blocks rows, columns;
   int64_t stride, bands;
-  std::vector<double> scans;                              // squares and checksums of x and of y
-  std::vector<A> weights, row_best, col_best;             // the checksum's; minima so far
+  std::vector<double> scans, weights;                     // squares and checksums of x and of y; the checksum's weights
+  std::vector<A> row_best, col_best;                      // minima so far
   std::vector<A> row_scale, row_add, col_scale, col_add;  // of a tile
   std::vector<A> band_best;
   std::vector<std::conditional_t<sizeof(A) == 8, int64_t, int32_t>> band_index;
@@ -110,9 +102,9 @@ struct Scratch {
         x_block(empty_of(like, {0}, accumulate_type(like))),
         y_block(x_block) {
     uint64_t state = 1;
-    for (A& weight : weights) {  // between 0.5 and 1.5
+    for (double& weight : weights) {  // between 0.5 and 1.5
       state = state * 6364136223846793005u + 1442695040888963407u;
-      weight = A(0.5 + double(state >> 40) / double(1 << 24));
+      weight = 0.5 + double(state >> 40) / double(1 << 24);
     }
   }
   void need_blocks(const MinDistances& p) {
@@ -282,7 +274,7 @@ class Search {
         x = const_cast<A*>(x_.row(i0)), y = const_cast<A*>(y_.row(j0));
         x_stride = x_.stride, y_stride = y_.stride;
       }
-    return product(matrix(x, rows, p_.d, x_stride, 1), matrix(y, p_.d, columns, 1, y_stride));
+    return product(Matrix<A>{x, rows, p_.d, x_stride}, Matrix<A>{y, columns, p_.d, y_stride}.transposed());
   }
 
   template <class Order>
@@ -360,8 +352,7 @@ Results min_distances(Tensor x, Tensor y, StringHandle metric, double eps) {
   if (row_min.numel() == 0) return results;
   with_dtype(x, [&](auto value) {
     using T = decltype(value);
-    Scratch<T> scratch(p, x);
-    for (int64_t k = 0; k < p.n; ++k) {
+    const auto search = [&](Scratch<T>& scratch, int64_t k) {
       const auto find = [&](auto kernels) {
         Search<decltype(kernels), T> search(p, features<T>(x, k), features<T>(y, k), scratch,
                                             mutable_data<int64_t>(row_argmin) + k * p.l,
@@ -374,7 +365,8 @@ Results min_distances(Tensor x, Tensor y, StringHandle metric, double eps) {
 #define STYLEKERN_CALL(target) find(target::MinDistancesKernels<T>{})
       [&] { STYLEKERN_FOR_TARGET(STYLEKERN_CALL); }();
 #undef STYLEKERN_CALL
-    }
+    };
+    for_samples(p.n, p.multiply_adds(), [&] { return Scratch<T>(p, x); }, search);
   });
   return results;
 }

@@ -61,13 +61,14 @@ struct MinDistancesKernels {
   using A = Acc<T>;
   using Index = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;  // of the width of A, as lanes of Lanes<A> are
 
-  // sum of f(a, b) in double: equal rows give equal bits, wherever they lie.
-  template <class U, class F>
-  static double reduce(const T* a, const U* b, int64_t d, const F& f) {
-    Vec<double> sums[4] = {};
+  // `count` sums over values a and b in double, of which f adds up one vector: equal rows give equal bits, wherever
+  // they lie.
+  template <int count, class U, class F>
+  static std::array<double, count> reduce(const T* a, const U* b, int64_t d, const F& f) {
+    Vec<double> sums[4][count] = {};
     const auto add = [&](int k, Wide u, Wide v) STYLEKERN_ALWAYS_INLINE {
-      sums[k] = f(sums[k], u.low, v.low);
-      sums[k + 1] = f(sums[k + 1], u.high, v.high);
+      f(sums[k], u.low, v.low);
+      f(sums[k + 1], u.high, v.high);
     };
     constexpr int step = kWide<T>;
     int64_t i = 0;
@@ -77,26 +78,31 @@ struct MinDistancesKernels {
     }
     for (; i + step <= d; i += step) add(0, load_wide(a + i), load_wide(b + i));
     if (i < d) add(2, load_wide(a + i, d - i), load_wide(b + i, d - i));
-    const Vec<double> total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    double result = 0;
-    for (int l = 0; l < kLanes<double>; ++l) result += total[l];
+    std::array<double, count> result = {};
+    for (int s = 0; s < count; ++s) {
+      const Vec<double> total = (sums[0][s] + sums[1][s]) + (sums[2][s] + sums[3][s]);
+      for (int l = 0; l < kLanes<double>; ++l) result[s] += total[l];
+    }
     return result;
   }
-  template <class U>
-  static double dot(const T* a, const U* b, int64_t d) {
-    return reduce(a, b, d, [](auto sum, auto u, auto v) STYLEKERN_ALWAYS_INLINE { return fma(u, v, sum); });
+  static double dot(const T* a, const T* b, int64_t d) {
+    return reduce<1>(a, b, d, [](auto& sum, auto u, auto v) STYLEKERN_ALWAYS_INLINE { sum[0] = fma(u, v, sum[0]); })[0];
   }
   static double squared_distance(const T* a, const T* b, int64_t d) {
-    return reduce(a, b, d, [](auto sum, auto u, auto v) STYLEKERN_ALWAYS_INLINE {
+    return reduce<1>(a, b, d, [](auto& sum, auto u, auto v) STYLEKERN_ALWAYS_INLINE {
       const auto difference = u - v;
-      return fma(difference, difference, sum);
-    });
+      sum[0] = fma(difference, difference, sum[0]);
+    })[0];
   }
 
-  static void scan(const Features<T>& side, const A* weights, int64_t d, int64_t first, int64_t last) {
+  static void scan(const Features<T>& side, const double* weights, int64_t d, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      side.square[i] = dot(side.row(i), side.row(i), d);
-      side.checksum[i] = dot(side.row(i), weights, d);
+      const auto [square, checksum] =
+          reduce<2>(side.row(i), weights, d, [](auto& sums, auto u, auto weight) STYLEKERN_ALWAYS_INLINE {
+            sums[0] = fma(u, u, sums[0]);
+            sums[1] = fma(u, weight, sums[1]);
+          });
+      side.square[i] = square, side.checksum[i] = checksum;
     }
   }
 

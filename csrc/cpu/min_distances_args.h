@@ -9,6 +9,8 @@
 //   euclidean   g / (d * D[i,j]) * (x[i] - y[j])                       nothing where the clamp holds
 // that is, a multiple of x[i] less `weight` times y[j], and y[j] the same with the roles exchanged.
 #pragma once
+#include <array>
+
 #include "simd.h"
 
 namespace stylekern {

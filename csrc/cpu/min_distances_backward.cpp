@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor> min_distances_backward(std::optional<Tensor> grad_row
   if (x.numel() == 0) return {grad_x, grad_y};
   with_dtype(x, [&](auto value) {
     using T = decltype(value);
-    for (int64_t k = 0; k < p.n; ++k) {
+    const auto differentiate_sample = [&](auto&, int64_t k) {
       const double *of_x = data<double>(x_norm) + k * p.l, *of_y = data<double>(y_norm) + k * p.m;
       const Pairs rows =
           make_pairs<T>(p, {grad_row ? data<T>(*grad_row) + k * p.l : nullptr, data<int64_t>(row_argmin) + k * p.l,
@@ -130,7 +130,8 @@ std::tuple<Tensor, Tensor> min_distances_backward(std::optional<Tensor> grad_row
 #define STYLEKERN_CALL(target) differentiate(target::MinDistancesKernels<T>{})
       [&] { STYLEKERN_FOR_TARGET(STYLEKERN_CALL); }();
 #undef STYLEKERN_CALL
-    }
+    };
+    for_samples(p.n, p.multiply_adds(), [] { return 0; }, differentiate_sample);
   });
   return {grad_x, grad_y};
 }

@@ -11,6 +11,7 @@ struct MinDistances {
   double eps;
 
   bool cosine() const { return metric == Metric::kCosine; }
+  int64_t multiply_adds() const { return l * m * d; }  // of a sample's product
 };
 
 inline MinDistances make_min_distances(const Tensor& x, const Tensor& y, StringHandle handle, double eps) {

@@ -184,6 +184,17 @@ class TestMinDistances(OperatorSuite):
             assert (index != expected).double().mean() < 1e-2
             assert ((minimum - exact).abs() <= 1e-6 * exact.clamp_min(0.1)).all()
 
+    @pytest.mark.parametrize("metric", METRICS)
+    def test_short_samples_give_together_what_each_gives_alone(self, metric: str, backend: str, device: str) -> None:
+        x, order = torch.randn(9, 30, 70, device=device), torch.randperm(30)
+        y = x[:, order] + 0.1 * torch.randn_like(x)
+        upstream = torch.randn(9, 30), torch.randn(9, 30)
+        together = gradients(x, y, upstream, metric=metric)
+        assert (together[1][:, order] == torch.arange(30, device=device)).all() and (together[3].cpu() == order).all()
+        alone = [gradients(x[i, None], y[i, None], [g[i, None] for g in upstream], metric=metric) for i in range(9)]
+        for found, parts in zip(together, zip(*alone, strict=True), strict=True):
+            assert relative_error(found, torch.cat(parts).double()) <= TOLERANCE[torch.float32]
+
     @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
     @pytest.mark.parametrize("metric", METRICS)
     def test_zero_rows(self, metric: str, dtype: torch.dtype, backend: str, device: str) -> None:
