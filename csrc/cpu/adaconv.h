@@ -16,17 +16,24 @@ class InputPlanes {
         border_(p.w, p.left(), p.kw - 1 - p.left(), p.padding),
         values_(p.w, std::max(p.left(), p.kw - 1 - p.left())) {}
 
-  // Rows that a tile may have.
-  int64_t tile() const { return tile_rows(p_.group_in(), values_.stride(), p_.kh); }
+  // Rows that a tile of so many channels may have; and of how many channels a tile of so many rows may be.
+  int64_t tile(int64_t channels) const { return tile_rows(channels, values_.stride(), p_.kh); }
+  int64_t channels(int64_t rows) const {
+    return std::clamp<int64_t>(kScratchValues / ((rows + p_.kh - 1) * values_.stride()), 1, p_.group_in());
+  }
 
-  // Rows [i0 - top, i1 + kh - 1 - top) of the channels of a sample and group: what output rows [i0, i1) read. What lies
-  // `ahead` values beyond them is fetched meanwhile, unless that is 0.
-  STYLEKERN_NOINLINE void fill(const T* input, const A* mean, const A* rstd, int64_t n, int64_t g, int64_t i0,
-                               int64_t i1, int64_t ahead = 0) {
-    rows_ = i1 - i0 + p_.kh - 1;
-    values_.resize(p_.group_in() * rows_);
-    for (int64_t m = 0; m < p_.group_in(); ++m) {
-      const int64_t c = g * p_.group_in() + m, nc = n * p_.c + c;
+  // Rows [i0 - top, i1 + kh - 1 - top) of the channels of a sample and group: what output rows [i0, i1) read.
+  void fill(const T* input, const A* mean, const A* rstd, int64_t n, int64_t g, int64_t i0, int64_t i1) {
+    fill(input, mean, rstd, n, g * p_.group_in(), p_.group_in(), i0, i1, 0);
+  }
+  // The same of some channels, from `first` on. What lies `ahead` values beyond them is fetched meanwhile, unless that
+  // is 0.
+  STYLEKERN_NOINLINE void fill(const T* input, const A* mean, const A* rstd, int64_t n, int64_t first, int64_t channels,
+                               int64_t i0, int64_t i1, int64_t ahead) {
+    rows_ = i1 - i0 + p_.kh - 1, channels_ = channels;
+    values_.resize(channels * rows_);
+    for (int64_t m = 0; m < channels; ++m) {
+      const int64_t c = first + m, nc = n * p_.c + c;
       const T* const plane = input + p_.input.at(n, c);
       for (int64_t q = 0; q < rows_; ++q) {
         A* const row = values_.row(m * rows_ + q);
@@ -53,14 +60,14 @@ class InputPlanes {
 
   // From what the output's row i0 + i reads on.
   SourcePlanes<A> from(int64_t i) const {
-    return {values_.row(i) - p_.left(), rows_ * values_.stride(), values_.stride(), p_.group_in(), p_.kh, p_.kw};
+    return {values_.row(i) - p_.left(), rows_ * values_.stride(), values_.stride(), channels_, p_.kh, p_.kw};
   }
 
  private:
   AdaConv p_;
   RowBorder border_;
   PaddedRows<A> values_;
-  int64_t rows_ = 0;
+  int64_t rows_ = 0, channels_ = 0;
 };
 
 template <class T>
@@ -72,6 +79,7 @@ class AdaConvForward {
       : args_(args),
         p_(args.problem),
         x_(p_),
+        weights_(p_.group_in(), p_.kh, p_.kw, p_.group_out()),
         converted_(p_.w, 0),
         group_out_(p_.group_out()),
         depthwise_(p_.depthwise_3x3()),
@@ -96,7 +104,7 @@ class AdaConvForward {
   // or -1. `ahead`: the one whose statistics come along, or -1.
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next, int64_t ahead) {
     if (depthwise_) return depthwise(n, g, row0, row1, next, ahead);
-    const int64_t tile = x_.tile();
+    const int64_t tile = x_.tile(p_.group_in());
     const auto group = [&](int64_t n, int64_t g) { return args_.input + p_.input.at(n, g * p_.group_in()); };
     // However large it is: from the last-level cache it comes faster than from memory, too.
     const T* const after = next < 0 ? nullptr : group(next / p_.groups, next % p_.groups);
@@ -107,7 +115,8 @@ class AdaConvForward {
       const int64_t down = std::min(tile + p_.kh - 1 - p_.top(), p_.h - i1);
       const T* const below = i1 < row1 ? group(n, g) + down * p_.input.row : nullptr;
       for_blocks(group_out_, [&](int64_t first, auto size) {
-        block<size>(n, g, first, i0, i1, first == 0 ? after : first == 4 ? below : nullptr);
+        const A* const weights = i0 == row0 ? pack(n, g, first, size) : weights_.packed(first);
+        block<size>(n, g, first, i0, i1, weights, first == 0 ? after : first == 4 ? below : nullptr);
       });
     }
     if (args_.streamed) finish_streams();
@@ -151,9 +160,8 @@ class AdaConvForward {
 
   // B outputs of the group from `first` on. `next`: where to fetch as many rows of a group meanwhile, or null.
   template <int B>
-  void block(int64_t n, int64_t g, int64_t first, int64_t i0, int64_t i1, const T* next) {
+  void block(int64_t n, int64_t g, int64_t first, int64_t i0, int64_t i1, const A* weights, const T* next) {
     const int64_t no = n * p_.out_c + g * group_out_ + first;
-    const A* const weights = this->weights(no, B);
     const A* const bias = args_.bias ? args_.bias + no : nullptr;
     for_row_blocks<kBlockRows<B>>(i1 - i0, [&](int64_t i, auto rows) {
       T* const y = args_.output + (no * p_.h + i0 + i) * p_.w;
@@ -173,10 +181,10 @@ class AdaConvForward {
     });
   }
 
-  STYLEKERN_NOINLINE const A* weights(int64_t no, int outputs) {
+  STYLEKERN_NOINLINE const A* pack(int64_t n, int64_t g, int64_t first, int outputs) {
     const int64_t taps = int64_t{p_.kh} * p_.kw;
-    const A* const kernel = args_.kernel + no * p_.group_in() * taps;
-    return weights_.pack(p_.group_in(), p_.kh, p_.kw, outputs, [&](int64_t m, int o, int a, int b) {
+    const A* const kernel = args_.kernel + (n * p_.out_c + g * group_out_ + first) * p_.group_in() * taps;
+    return weights_.pack(first, outputs, [&](int64_t m, int o, int a, int b) {
       return kernel[(o * p_.group_in() + m) * taps + a * p_.kw + b];
     });
   }

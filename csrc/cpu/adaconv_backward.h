@@ -15,7 +15,8 @@ class AdaConvBackwardInput {
         p_(args.problem),
         border_(p_.w, p_.left(), right(), p_.padding),
         g_(p_.w, p_.kw - 1),
-        rows_(p_.w, std::max(p_.left(), right())) {}
+        rows_(p_.w, std::max(p_.left(), right())),
+        weights_(p_.group_out(), p_.kh, p_.kw, p_.group_in()) {}
 
   // Rows [row0, row1) of all channels of a sample and group, into planes of grad_x. `next`: as forward.
   void run(int64_t n, int64_t g, int64_t row0, int64_t row1, int64_t next, A* grad_x) {
@@ -24,13 +25,14 @@ class AdaConvBackwardInput {
     for (int64_t i0 = row0; i0 < row1; i0 += tile) {
       const int64_t i1 = std::min(i0 + tile, row1);
       fill(n, g, i0, i1);
-      channels(n, g, i1 - i0, grad_x + i0 * p_.w, false);
+      if (i0 == row0) for_blocks(p_.group_in(), [&](int64_t first, auto size) { pack(n, g, first, size); });
+      channels(i1 - i0, grad_x + i0 * p_.w, false);
     }
     const auto fold = [&](int64_t i) {  // a row outside of the picture
       const int64_t to = border_index(i, p_.h, p_.padding);
       if (to < row0 || to >= row1) return;  // nobody's, or another band's
       fill(n, g, i, i + 1);
-      channels(n, g, 1, grad_x + to * p_.w, true);
+      channels(1, grad_x + to * p_.w, true);
     };
     for (int64_t i = -p_.top(); i < 0; ++i) fold(i);
     for (int64_t i = p_.h; i < p_.h + p_.kh - 1 - p_.top(); ++i) fold(i);
@@ -122,13 +124,13 @@ class AdaConvBackwardInput {
   }
 
   // Rows of all channels of the group, their columns folded; `more` adds them to what is there.
-  void channels(int64_t n, int64_t g, int64_t count, A* grad_x, bool more) {
-    for_blocks(p_.group_in(), [&](int64_t first, auto size) { block<size>(n, g, first, count, grad_x, more); });
+  void channels(int64_t count, A* grad_x, bool more) {
+    for_blocks(p_.group_in(), [&](int64_t first, auto size) { block<size>(first, count, grad_x, more); });
   }
 
   template <int B>
-  void block(int64_t n, int64_t g, int64_t first, int64_t count, A* grad_x, bool more) {
-    const A* const weights = this->weights(n, g, first, B);
+  void block(int64_t first, int64_t count, A* grad_x, bool more) {
+    const A* const weights = weights_.packed(first);
     for_row_blocks<kBlockRows<B>>(count, [&](int64_t i, auto rows) {
       rows_.resize(B * rows);
       const int64_t stride = rows_.stride();
@@ -142,11 +144,11 @@ class AdaConvBackwardInput {
     });
   }
 
-  STYLEKERN_NOINLINE const A* weights(int64_t n, int64_t g, int64_t first, int inputs) {
+  STYLEKERN_NOINLINE void pack(int64_t n, int64_t g, int64_t first, int inputs) {
     const int64_t taps = int64_t{p_.kh} * p_.kw;
     const A* const kernel =
         args_.kernel + ((n * p_.out_c + g * p_.group_out()) * p_.group_in() + first) * taps + taps - 1;
-    return weights_.pack(p_.group_out(), p_.kh, p_.kw, inputs, [&](int64_t o, int m, int a, int b) {
+    weights_.pack(first, inputs, [&](int64_t o, int m, int a, int b) {
       return kernel[(o * p_.group_in() + m) * taps - a * p_.kw - b];
     });
   }
@@ -186,24 +188,29 @@ class AdaConvBackwardKernel {
     if (args_.grad_bias)
       for (int64_t o = first; o < last; ++o) bias(n, g, o);
     if (!args_.grad_kernel) return;
-    const int64_t taps = int64_t{p_.kh} * p_.kw, tile = std::min(x_.tile(), kPending);
-    const int64_t fetched = to_fetch<T>(p_, next);
+    const int64_t taps = int64_t{p_.kh} * p_.kw;
+    // Of a wide group, some channels at a time, so that a tile has rows enough for sums of kPending vectors: fewer than
+    // that cost more to add up than to make.
+    const int64_t wanted = std::min(p_.h, (kPending * kLanes<A> + p_.w - 1) / p_.w);
+    const int64_t channels = x_.tile(p_.group_in()) >= wanted ? p_.group_in() : x_.channels(wanted);
+    const int64_t tile = std::min(x_.tile(channels), kPending), fetched = to_fetch<T>(p_, next);
     const int64_t ahead =
         fetched < 0 ? 0
                     : (fetched / p_.groups - n) * p_.input.n + (fetched % p_.groups - g) * p_.group_in() * p_.input.p;
     sums_.assign(size_t((last - first) * p_.group_in() * taps), 0.0);
-    for (int64_t i0 = 0; i0 < p_.h; i0 += tile) {
-      const int64_t rows = std::min(tile, p_.h - i0);
-      x_.fill(args_.input, args_.mean, args_.rstd, n, g, i0, i0 + rows, ahead);
-      // Sums in A stay short: a strip is as wide as its rows allow.
-      const int64_t strip = std::max<int64_t>(kPending / rows, 1) * kLanes<A>;
-      for (int64_t j0 = 0; j0 < p_.w; j0 += strip)
-        for_pairs(first, last, [&](int64_t o, auto outputs) {
-          double* const sums = sums_.data() + (o - first) * p_.group_in() * taps;
-          const Strip area{grad(n, g, o) + i0 * p_.grad.row + j0, rows, std::min(strip, p_.w - j0)};
-          for (int64_t m = 0; m < p_.group_in(); ++m) add<outputs>(area, m, j0, sums + m * taps);
-        });
-    }
+    for (int64_t i0 = 0; i0 < p_.h; i0 += tile)
+      for (int64_t m0 = 0; m0 < p_.group_in(); m0 += channels) {
+        const int64_t rows = std::min(tile, p_.h - i0), m1 = std::min(m0 + channels, p_.group_in());
+        x_.fill(args_.input, args_.mean, args_.rstd, n, g * p_.group_in() + m0, m1 - m0, i0, i0 + rows, ahead);
+        // Sums in A stay short: a strip is as wide as its rows allow.
+        const int64_t strip = std::max<int64_t>(kPending / rows, 1) * kLanes<A>;
+        for (int64_t j0 = 0; j0 < p_.w; j0 += strip)
+          for_pairs(first, last, [&](int64_t o, auto outputs) {
+            double* const sums = sums_.data() + ((o - first) * p_.group_in() + m0) * taps;
+            const Strip area{grad(n, g, o) + i0 * p_.grad.row + j0, rows, std::min(strip, p_.w - j0)};
+            for (int64_t m = 0; m < m1 - m0; ++m) add<outputs>(area, m, j0, sums + m * taps);
+          });
+      }
     A* const out = args_.grad_kernel + (n * p_.out_c + g * p_.group_out() + first) * p_.group_in() * taps;
     for (size_t k = 0; k < sums_.size(); ++k) out[k] = A(sums_[k]);
   }
@@ -263,7 +270,7 @@ class AdaConvBackwardKernel {
     }
   }
 
-  // The first of some taps, of channel m of the group.
+  // The first of some taps, of channel m of the tile.
   struct Taps {
     int64_t m;
     int a, b;

@@ -74,23 +74,31 @@ struct FetchedRows {
   RowsToFetch results;  // of each output: stored at so many places in turn, each would wait for its line
 };
 
-// The kernels of a block of outputs, weights[m][b][a][output], in the order in which they are multiplied with.
+// The kernels of a group's blocks of outputs, weights[m][b][a][output] each, in the order in which they are multiplied
+// with. A group's first tile of rows packs them; of a wide group that takes as long as some rows.
 template <class A>
 class BlockWeights {
  public:
-  // weight(m, output, a, b) for every m below `planes`.
+  BlockWeights(int64_t planes, int kh, int kw, int64_t all_outputs)
+      : planes_(planes), kh_(kh), kw_(kw), all_outputs_(all_outputs) {}
+
+  // weight(m, output, a, b) for every plane m, of the block's `outputs` from `first` on.
   template <class Weight>
-  const A* pack(int64_t planes, int kh, int kw, int outputs, Weight&& weight) {
-    values_.resize(size_t(planes * kh * kw * outputs));
-    A* to = values_.data();
-    for (int64_t m = 0; m < planes; ++m)
-      for (int b = 0; b < kw; ++b)
-        for (int a = 0; a < kh; ++a)
+  const A* pack(int64_t first, int outputs, Weight&& weight) {
+    values_.resize(size_t(all_outputs_ * planes_ * kh_ * kw_));
+    A* to = values_.data() + first * planes_ * kh_ * kw_;
+    for (int64_t m = 0; m < planes_; ++m)
+      for (int b = 0; b < kw_; ++b)
+        for (int a = 0; a < kh_; ++a)
           for (int o = 0; o < outputs; ++o) *to++ = weight(m, o, a, b);
-    return values_.data();
+    return packed(first);
   }
+  const A* packed(int64_t first) const { return values_.data() + first * planes_ * kh_ * kw_; }
 
  private:
+  int64_t planes_;
+  int kh_, kw_;
+  int64_t all_outputs_;
   std::vector<A> values_;
 };
 

@@ -16,7 +16,7 @@ import stylekern
 from stylekern import reference
 from stylekern.ops import adaconv
 
-from .cases import Case, arguments_of, far_at_quarters, relative_error
+from .cases import TOLERANCE, Case, arguments_of, far_at_quarters, relative_error
 from .normalizing_suite import NormalizingSuite
 from .suite import OperatorSuite
 
@@ -143,6 +143,11 @@ class TestAdaconv(NormalizingSuite, OperatorSuite):
         """So many channels take the interpreter of Triton a minute."""
         with stylekern.use_backend("compiled"):
             self.check(make(c=32, co=48, size=16, h=4, w=5), "cpu", torch.float32)
+
+    @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+    @pytest.mark.parametrize(("h", "w"), [(110, 40), (40, 8), (9, 33)])
+    def test_groups_of_more_channels_than_a_tile_has_room_for(self, h: int, w: int, dtype: torch.dtype) -> None:
+        self.check(make(n=2, c=80, co=6, size=80, h=h, w=w), "cpu", dtype)
 
     def test_two_steps_on_meta_tensors(self) -> None:
         arguments = make(c=32, co=64, size=32).to("meta", torch.float32).tensors
