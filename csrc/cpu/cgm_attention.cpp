@@ -1,5 +1,5 @@
-// cgm_attention on the CPU: a block of queries against all keys at a time, its products by torch. The walks over the
-// block's rows are in cgm_attention.h.
+// cgm_attention on the CPU: a block of queries against all keys at a time, or short samples together, its products by
+// torch. The walks over the block's rows are in cgm_attention.h.
 #include "../common/cgm_attention_torch.h"
 #include "cgm_attention_args.h"
 #include "dtypes.h"
@@ -12,6 +12,8 @@
 namespace stylekern {
 namespace {
 
+using torch::stable::transpose;
+
 constexpr int64_t kScores = int64_t{1} << 21;  // of a block: what the last-level cache has room for
 
 // Queries of a block: as many as leave its scores in the last-level cache. More would not make the products faster,
@@ -21,8 +23,13 @@ int64_t block_rows(const CgmAttention& p) {
   return std::min(p.queries, std::clamp(kScores / std::max<int64_t>(p.keys, 1), kFewest, kMost));
 }
 
-// Of one of the products that a sample takes.
-int64_t multiply_adds(const CgmAttention& p) { return p.queries * p.keys * std::max(p.d, p.dv); }
+// Samples of a block: of short ones several, because each product, and each walk over its rows, takes some time to
+// start.
+int64_t block_samples(const CgmAttention& p) {
+  const int64_t width = std::max(p.d, p.dv), scores = p.queries * p.keys, values = (p.queries + p.keys) * width;
+  if (block_rows(p) < p.queries || scores * width >= kWorthSettingUp) return 1;
+  return std::clamp<int64_t>(kScores / std::max<int64_t>({scores, values, 1}), 1, p.n);
+}
 
 // Calls f(kernels) with the kernels of this processor's target.
 template <class T, class F>
@@ -32,100 +39,66 @@ void with_kernels(const F& f) {
 #undef STYLEKERN_CALL
 }
 
-// Rows of queries, keys or values: x[n, first:first + count], with dense rows.
-template <class T>
-struct Rows {
-  T* values;
-  int64_t count, d, stride;
+Tensor rows_of(Tensor x, int64_t first, int64_t count) { return torch::stable::narrow(x, 0, first, count); }
+// Queries [first, first + count) of samples.
+Tensor queries_of(Tensor x, int64_t first, int64_t count) { return torch::stable::narrow(x, 1, first, count); }
 
-  Rows(const Tensor& x, int64_t n, int64_t first, int64_t count)
-      : values(const_cast<T*>(data<T>(x)) + n * x.stride(0) + first * x.stride(1)),
-        count(count),
-        d(x.size(2)),
-        stride(x.stride(1)) {}
-  Rows(const Tensor& x, int64_t n) : Rows(x, n, 0, x.size(1)) {}
-};
-
-// What the products read of queries, keys, values or gradients: unit rows, rows of A, or what was given itself; and the
-// way back, for gradients.
+// Rows of queries, keys or values as the products read them.
 template <class T>
-class Prepared {
+struct Prepared {
   using A = Acc<T>;
-  static constexpr bool kSameType = std::is_same_v<T, A>;
 
- public:
-  Prepared(const Tensor& like, int64_t rows, int64_t d, bool cosine = false, double eps = 0)
-      : cosine_(cosine),
-        eps_(eps),
-        values_(empty_of(like, {cosine || !kSameType ? rows : 0, d}, accumulate_type(like))),
-        sum_(empty_of(values_, {0})) {
-    if (cosine) norms_.resize(size_t(rows));
+  Prepared(const Tensor& like, int64_t rows, int64_t d, bool cosine, double eps)
+      : d(d), cosine(cosine), eps(eps), values(empty_of(like, {rows, d}, accumulate_type(like))) {
+    if (cosine) norms.resize(size_t(rows));
   }
 
-  Matrix<A> take(const Rows<T>& x) {
-    if constexpr (kSameType)
-      if (!cosine_) return {x.values, x.count, x.d, x.stride};
-    A* const to = mutable_data<A>(values_);
+  // Takes x [N, L, d] with dense rows, and returns it as the products read it.
+  Tensor take(const Tensor& x) {
+    const T* const from = data<T>(x);
+    const int64_t samples = x.size(0), rows = x.size(1), sample = x.stride(0), stride = x.stride(1);
     with_kernels<T>([&](auto kernels) {
-      parallel_for(x.count, 2 * x.d, [&](int64_t first, int64_t last) {
-        kernels.prepare(x.values + first * x.stride, x.stride, x.d, cosine_, eps_, to + first * x.d,
-                        norms_.data() + first, last - first);
+      parallel_for(samples * rows, 2 * d, [&](int64_t first, int64_t last) {
+        for (int64_t end; first < last; first = end) {
+          const int64_t n = first / rows;
+          end = std::min(last, (n + 1) * rows);
+          kernels.prepare(from + n * sample + first % rows * stride, stride, d, cosine, eps,
+                          mutable_data<A>(values) + first * d, norms.data() + first, end - first);
+        }
       });
     });
-    return {to, x.count, x.d, x.d};
+    return torch::stable::view(rows_of(values, 0, samples * rows), {samples, rows, d});
   }
 
-  // Where products may add up a gradient, contiguous: in its place, or, where that is of another type, beside it.
-  Matrix<A> sum_of(const Rows<T>& grad) {
-    if constexpr (kSameType) return {grad.values, grad.count, grad.d, grad.d};
-    sum_ = empty_of(values_, {grad.count, grad.d});
-    return matrix<A>(sum_);
-  }
-
-  // From the gradient of what was taken, contiguous, to that of what it was taken from, which may be the same place.
-  void finish(const A* grad, const Rows<T>& to) {
+  // From the gradient of what was taken, contiguous, to that of what it was taken from, which may be the same tensor.
+  void finish(const Tensor& grad, const Tensor& to) {
     with_kernels<T>([&](auto kernels) {
-      parallel_for(to.count, 2 * to.d, [&](int64_t first, int64_t last) {
-        kernels.finish(grad, data<A>(values_), to.d, cosine_, eps_, norms_.data(), to.values, first, last);
+      parallel_for(grad.size(0) * grad.size(1), 2 * d, [&](int64_t first, int64_t last) {
+        kernels.finish(data<A>(grad), data<A>(values), d, cosine, eps, norms.data(), mutable_data<T>(to), first, last);
       });
     });
   }
 
- private:
-  bool cosine_;
-  double eps_;
-  Tensor values_, sum_;
-  std::vector<A> norms_;
+  int64_t d;
+  bool cosine;
+  double eps;
+  Tensor values;
+  std::vector<A> norms;
 };
 
-// Samples one after the other, of a thread or of all threads.
+// Values of samples, as the products read them.
 template <class T>
-struct Sample {
-  using A = Acc<T>;
-  const CgmAttention& p;
-  const Tensor &query, &key, &value;
-  Prepared<T> queries, keys, values;
-  Matrix<A> k, v;
+Tensor in_accumulate_type(const Tensor& x) {
+  if constexpr (std::is_same_v<T, Acc<T>>) return x;
+  return Prepared<T>(x, x.size(0) * x.size(1), x.size(2), false, 0).take(x);
+}
 
-  Sample(const CgmAttention& p, const Tensor& query, const Tensor& key, const Tensor& value)
-      : p(p),
-        query(query),
-        key(key),
-        value(value),
-        queries(query, block_rows(p), p.d, p.cosine, p.eps),
-        keys(key, p.keys, p.d, p.cosine, p.eps),
-        values(value, p.keys, p.dv) {}
-
-  // Calls f(first, q, scores) for blocks of sample n's queries, with q as the products read them, and scores = q k^T.
-  template <class F>
-  void for_blocks(int64_t n, const F& f) {
-    k = keys.take({key, n}), v = values.take({value, n});
-    for (int64_t first = 0, rows = block_rows(p); first < p.queries; first += rows) {
-      const Matrix<A> q = queries.take({query, n, first, std::min(rows, p.queries - first)});
-      f(first, q, product(q, k.transposed()));
-    }
-  }
-};
+// Where the products may write a result of x's dtype and shape: there, or in a buffer that is converted afterwards.
+template <class T>
+Tensor target_of(const Tensor& x) {
+  if constexpr (std::is_same_v<T, Acc<T>>) return x;
+  return empty_of(x, {x.size(0), x.size(1), x.size(2)}, accumulate_type(x));
+}
 
 std::optional<Tensor> contiguous(const std::optional<Tensor>& x) {
   return x ? std::optional(torch::stable::contiguous(*x)) : x;
@@ -134,7 +107,6 @@ template <class T>
 const T* at(const std::optional<Tensor>& x, int64_t offset) {
   return x ? data<T>(*x) + offset : nullptr;
 }
-
 std::tuple<Tensor, Tensor, Tensor> cgm_attention(Tensor query, Tensor key, Tensor value,
                                                  std::optional<Tensor> gate_scale, std::optional<Tensor> gate_bias,
                                                  double alpha, bool cosine, StringHandle gate_grad, double temperature,
@@ -149,25 +121,33 @@ std::tuple<Tensor, Tensor, Tensor> cgm_attention(Tensor query, Tensor key, Tenso
   with_dtype(query, [&](auto type) {
     using T = decltype(type);
     using A = Acc<T>;
-    const auto make = [&] { return Sample<T>(p, query, key, value); };
-    for_samples(p.n, multiply_adds(p), make, [&](Sample<T>& sample, int64_t n) {
-      sample.for_blocks(n, [&](int64_t first, const Matrix<A>&, const Tensor& scores) {
-        const int64_t count = scores.size(0), offset = n * p.queries + first;
+    const int64_t rows = block_rows(p), samples = block_samples(p);
+    Prepared<T> keys(key, samples * p.keys, p.d, p.cosine, p.eps);
+    Prepared<T> queries(query, samples * rows, p.d, p.cosine, p.eps);
+    for (int64_t n = 0; n < p.n; n += samples) {
+      const int64_t together = std::min(samples, p.n - n);
+      const Tensor k = keys.take(rows_of(key, n, together));
+      const Tensor values = in_accumulate_type<T>(rows_of(value, n, together));
+      for (int64_t first = 0; first < p.queries; first += rows) {
+        const int64_t count = std::min(rows, p.queries - first), offset = n * p.queries + first;
+        const Tensor q = queries.take(queries_of(rows_of(query, n, together), first, count));
+        const Tensor scores = product(q, transpose(k, 1, 2));
         CgmBlock<T> block{mutable_data<A>(scores)};
         block.gate_scale = at<T>(gate_scale, offset), block.gate_bias = at<T>(gate_bias, offset);
         block.lse = mutable_data<A>(lse) + offset, block.mass = mutable_data<A>(mass) + offset;
         with_kernels<T>([&](auto kernels) {
-          parallel_for(count, 4 * p.keys, [&](int64_t begin, int64_t end) { kernels.weigh(block, p, begin, end); });
+          parallel_for(together * count, 4 * p.keys,
+                       [&](int64_t begin, int64_t end) { kernels.weigh(block, p, begin, end); });
         });
-        const Tensor weighted = product(matrix<A>(scores), sample.v);
+        const Tensor weighted = product(scores, values);
         T* const result = mutable_data<T>(output) + offset * p.dv;
         with_kernels<T>([&](auto kernels) {
-          parallel_for(count, p.dv, [&](int64_t begin, int64_t end) {
+          parallel_for(together * count, p.dv, [&](int64_t begin, int64_t end) {
             kernels.write(data<A>(weighted), p.renormalize ? block.mass : nullptr, p.dv, result, begin, end);
           });
         });
-      });
-    });
+      }
+    }
   });
   return {output, lse, mass};
 }
@@ -205,38 +185,40 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> cgm_attention_backward(
   with_dtype(query, [&](auto type) {
     using T = decltype(type);
     using A = Acc<T>;
-    const auto make = [&] {
-      return std::pair{Sample<T>(p, query, key, value), Prepared<T>(grad, block_rows(p), p.dv)};
-    };
-    for_samples(p.n, multiply_adds(p), make, [&](auto& state, int64_t n) {
-      auto& [sample, gradients] = state;
-      Matrix<A> key_sum, value_sum;
-      if (need_key) key_sum = sample.keys.sum_of({grad_key, n});
-      if (need_value) value_sum = sample.values.sum_of({grad_value, n});
-      sample.for_blocks(n, [&](int64_t first, const Matrix<A>& q, const Tensor& scores) {
-        const int64_t count = scores.size(0), offset = n * p.queries + first;
-        const Matrix<A> g = gradients.take({grad, n, first, count}), weights = matrix<A>(scores);
+    const int64_t rows = block_rows(p), samples = block_samples(p);
+    Prepared<T> keys(key, samples * p.keys, p.d, p.cosine, p.eps);
+    Prepared<T> queries(query, samples * rows, p.d, p.cosine, p.eps);
+    for (int64_t n = 0; n < p.n; n += samples) {
+      const int64_t together = std::min(samples, p.n - n);
+      const Tensor k = keys.take(rows_of(key, n, together));
+      const Tensor values = in_accumulate_type<T>(rows_of(value, n, together));
+      std::optional<Tensor> key_sum, value_sum;
+      if (need_key) key_sum = target_of<T>(rows_of(grad_key, n, together));
+      if (need_value) value_sum = target_of<T>(rows_of(grad_value, n, together));
+      for (int64_t first = 0; first < p.queries; first += rows) {
+        const int64_t count = std::min(rows, p.queries - first), offset = n * p.queries + first;
+        const auto block_of = [&](const Tensor& x) { return queries_of(rows_of(x, n, together), first, count); };
+        const Tensor q = queries.take(block_of(query)), g = in_accumulate_type<T>(block_of(grad));
+        const Tensor scores = product(q, transpose(k, 1, 2));
         std::optional<Tensor> products;
-        if (need_scores) products = product(g, sample.v.transposed());
-        CgmBlock<T> block{weights.values, products ? mutable_data<A>(*products) : nullptr};
+        if (need_scores) products = product(g, transpose(values, 1, 2));
+        CgmBlock<T> block{mutable_data<A>(scores), products ? mutable_data<A>(*products) : nullptr};
         block.gate_scale = at<T>(gate_scale, offset), block.gate_bias = at<T>(gate_bias, offset);
         block.mass = const_cast<A*>(data<A>(mass)) + offset;
         block.grad_scale = grad_scale.numel() ? mutable_data<T>(grad_scale) + offset : nullptr;
         block.grad_bias = grad_bias.numel() ? mutable_data<T>(grad_bias) + offset : nullptr;
         with_kernels<T>([&](auto kernels) {
-          parallel_for(count, 8 * p.keys,
+          parallel_for(together * count, 8 * p.keys,
                        [&](int64_t begin, int64_t end) { kernels.weigh_backward(block, p, begin, end); });
         });
-        if (need_value) multiply(weights.transposed(), g, value_sum, first > 0);
-        if (need_key) multiply(matrix<A>(*products).transposed(), q, key_sum, first > 0);
-        if (need_query) {
-          const Tensor grad_q = product(matrix<A>(*products), sample.k);
-          sample.queries.finish(data<A>(grad_q), {grad_query, n, first, count});
-        }
-      });
-      if (need_key) sample.keys.finish(key_sum.values, {grad_key, n});
-      if (need_value) sample.values.finish(value_sum.values, {grad_value, n});
-    });
+        if (need_value) multiply(transpose(scores, 1, 2), g, *value_sum, first > 0);
+        if (need_key) multiply(transpose(*products, 1, 2), q, *key_sum, first > 0);
+        if (need_query) queries.finish(product(*products, k), block_of(grad_query));
+      }
+      if (need_key) keys.finish(*key_sum, rows_of(grad_key, n, together));
+      if (need_value && !std::is_same_v<T, A>)
+        Prepared<T>(value, 0, p.dv, false, 0).finish(*value_sum, rows_of(grad_value, n, together));
+    }
   });
   return {grad_query, grad_key, grad_value, grad_scale, grad_bias};
 }

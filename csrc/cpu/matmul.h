@@ -11,35 +11,19 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise
 
 namespace stylekern {
 
-// A matrix of float or double where it lies; any strides.
-template <class A>
-struct Matrix {
-  A* values = nullptr;
-  int64_t rows = 0, columns = 0, row_stride = 0, column_stride = 1;
-
-  Matrix transposed() const { return {values, columns, rows, column_stride, row_stride}; }
-  // As torch takes it. (Views of tensors, which autograd would follow, take longer to make than short products.)
-  Tensor tensor() const {
-    const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
-    return torch::stable::from_blob(values, {sizes, 2}, {strides, 2},
-                                    torch::stable::Device(torch::headeronly::DeviceType::CPU),
-                                    std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
-  }
-};
-// Of a contiguous tensor.
-template <class A>
-Matrix<A> matrix(const Tensor& x) {
-  return {mutable_data<A>(x), x.size(0), x.size(1), x.size(1)};
-}
-
-// out = a b, or out += a b.
+// out = a b, or out += a b. Matrices of one dtype, float or double, or one of each sample, [N, ., .]; any strides, so
+// transposed views too. Those of several samples are not added.
 inline void multiply(const Tensor& a, const Tensor& b, const Tensor& out, bool add = false) {
+  if (a.dim() == 3 && a.size(0) > 1) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_bmm_out(out.get(), a.get(), b.get()));
+    return;
+  }
+  if (a.dim() == 3) {
+    const auto only = [](const Tensor& x) { return torch::stable::select(x, 0, 0); };
+    return multiply(only(a), only(b), only(out), add);
+  }
   TORCH_ERROR_CODE_CHECK(
       aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), add ? 1 : 0, 1));  // 0: out is not read
-}
-template <class A>
-void multiply(const Matrix<A>& a, const Matrix<A>& b, const Matrix<A>& out, bool add) {
-  multiply(a.tensor(), b.tensor(), out.tensor(), add);
 }
 
 // A matrix that is dense one way or the other. Of any other, oneDNN takes hundreds of times as long, or none at all.
@@ -64,16 +48,21 @@ inline bool by_onednn() {
 inline constexpr int64_t kWorthSettingUp = 1 << 25;
 
 // a b, new and contiguous.
-template <class A>
-Tensor product(const Matrix<A>& left, const Matrix<A>& right) {
-  const Tensor a = left.tensor(), b = right.tensor();
-  if (std::is_same_v<A, float> && by_onednn() && left.rows * left.columns * right.columns >= kWorthSettingUp) {
+inline Tensor product(const Tensor& a, const Tensor& b) {
+  using torch::stable::select;
+  if (a.dim() == 3 && a.size(0) > 1) {
+    const Tensor result = empty_of(a, {a.size(0), a.size(1), b.size(2)});
+    multiply(a, b, result);
+    return result;
+  }
+  if (a.dim() == 3) return torch::stable::unsqueeze(product(select(a, 0, 0), select(b, 0, 0)), 0);
+  if (by_onednn() && a.scalar_type() == ScalarType::Float && a.size(0) * a.size(1) * b.size(1) >= kWorthSettingUp) {
     AtenTensorHandle result = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise(a.get(), torch::stable::transpose(dense(b), 0, 1).get(),
                                                             nullptr, "none", nullptr, 0, nullptr, &result));
     return Tensor(result);
   }
-  const Tensor result = empty_of(a, {left.rows, right.columns});
+  const Tensor result = empty_of(a, {a.size(0), b.size(1)});
   multiply(a, b, result);
   return result;
 }

@@ -3,7 +3,7 @@
 // Tiles of the matrix of distances come from torch's own matrix products; one sweep over a tile updates the minima
 // of its rows and of its columns. That decides the pairs; their distances are then computed again, in double. So how
 // a product rounds, which may depend on the number of threads, only counts where two distances agree within rounding.
-#define STYLEKERN_KERNELS "min_distances.h"
+#define STYLEKERN_KERNELS "min_distances_target.h"
 #include "min_distances_torch.h"
 // after the header that the kernels need
 #include "foreach_target.h"
@@ -34,6 +34,14 @@ struct Blocks {
   int64_t begin(int64_t b) const { return b * size; }
   int64_t length(int64_t b) const { return std::min(size, total - b * size); }
 };
+
+template <class A>
+Tensor matrix(A* values, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
+  return torch::stable::from_blob(values, {sizes, 2}, {strides, 2},
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU),
+                                  std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+}
 
 // Less than, equal to or above zero as row a comes before b, in the order of their first values that differ.
 template <class T>
@@ -69,7 +77,7 @@ void to_first_equal(const Features<T>& side, int64_t d, int64_t* index, int64_t 
     for (int64_t k = 0; k < count; ++k) index[k] = first[size_t(index[k])];
 }
 
-// What one call keeps for all samples: scratch of a size that does not depend on L x M.
+// What one thread keeps from sample to sample: scratch of a size that does not depend on L x M.
 template <class T>
 struct Scratch {
   using A = Acc<T>;
@@ -80,7 +88,7 @@ struct Scratch {
   std::vector<double> scans, weights;                     // squares and checksums of x and of y; the checksum's weights
   std::vector<A> row_best, col_best;                      // minima so far
   std::vector<A> row_scale, row_add, col_scale, col_add;  // of a tile
-  std::vector<A> band_best;
+  std::vector<A> band_best, products;
   std::vector<std::conditional_t<sizeof(A) == 8, int64_t, int32_t>> band_index;
   Tensor x_block, y_block;
 
@@ -223,9 +231,10 @@ class Search {
           prepare(x_, i0, rows, direct, by_differences, s_.x_block, s_.row_scale.data(), s_.row_add.data());
           packed = a;
         }
-        std::optional<Tensor> products;
-        if (!by_differences) products = multiplied(i0, rows, j0, columns, direct);
-        Tile<A> tile{products ? data<A>(*products) : nullptr, nullptr, nullptr, s_.stride, p_.d, columns};
+        std::optional<Tensor> by_torch;
+        if (!by_differences) by_torch = multiplied(i0, rows, j0, columns, direct);
+        const A* const products = by_torch ? data<A>(*by_torch) : by_differences ? nullptr : s_.products.data();
+        Tile<A> tile{products, nullptr, nullptr, s_.stride, p_.d, columns};
         tile.row_scale = s_.row_scale.data(), tile.row_add = s_.row_add.data();
         tile.column_scale = s_.col_scale.data(), tile.column_add = s_.col_add.data();
         if (by_differences) tile.rows = data<A>(s_.x_block), tile.columns = data<A>(s_.y_block);
@@ -266,7 +275,8 @@ class Search {
     }
   }
 
-  Tensor multiplied(int64_t i0, int64_t rows, int64_t j0, int64_t columns, bool direct) const {
+  // The products of a tile, by torch, or, of short samples, in scratch.
+  std::optional<Tensor> multiplied(int64_t i0, int64_t rows, int64_t j0, int64_t columns, bool direct) const {
     A *x = mutable_data<A>(s_.x_block), *y = mutable_data<A>(s_.y_block);
     int64_t x_stride = p_.d, y_stride = p_.d;
     if constexpr (std::is_same_v<T, A>)
@@ -274,7 +284,13 @@ class Search {
         x = const_cast<A*>(x_.row(i0)), y = const_cast<A*>(y_.row(j0));
         x_stride = x_.stride, y_stride = y_.stride;
       }
-    return product(Matrix<A>{x, rows, p_.d, x_stride}, Matrix<A>{y, columns, p_.d, y_stride}.transposed());
+    if (!p_.short_samples()) return product(matrix(x, rows, p_.d, x_stride, 1), matrix(y, p_.d, columns, 1, y_stride));
+    s_.products.resize(size_t(rows * columns));
+    parallel_for(rows, columns * p_.d, [&](int64_t begin, int64_t end) {
+      K::multiply(x + begin * x_stride, x_stride, end - begin, y, y_stride, columns, p_.d,
+                  s_.products.data() + begin * columns);
+    });
+    return {};
   }
 
   template <class Order>
@@ -366,7 +382,7 @@ Results min_distances(Tensor x, Tensor y, StringHandle metric, double eps) {
       [&] { STYLEKERN_FOR_TARGET(STYLEKERN_CALL); }();
 #undef STYLEKERN_CALL
     };
-    for_samples(p.n, p.multiply_adds(), [&] { return Scratch<T>(p, x); }, search);
+    for_samples(p, [&] { return Scratch<T>(p, x); }, search);
   });
   return results;
 }

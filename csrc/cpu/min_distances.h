@@ -106,6 +106,44 @@ struct MinDistancesKernels {
     }
   }
 
+  // products[i, j] = x[i] . y[j] of short rows: each is the same sum wherever it lies, and of any number of threads.
+  static void multiply(const A* x, int64_t x_stride, int64_t rows, const A* y, int64_t y_stride, int64_t columns,
+                       int64_t d, A* products) {
+    // As many sums as registers hold beside the rows of x and one of y.
+    constexpr int kRows = kBytes == 64 ? 4 : 2, kColumns = kBytes == 64 ? 6 : 4;
+    // The last block reaches back over what is done already, which costs less than one by one.
+    const auto blocks = [](int64_t count, auto size, const auto& f) STYLEKERN_ALWAYS_INLINE {
+      if (count >= size)
+        for (int64_t i = 0; i < count; i += size) f(std::min<int64_t>(i, count - size), size);
+      else
+        for (int64_t i = 0; i < count; ++i) f(i, std::integral_constant<int, 1>{});
+    };
+    blocks(rows, std::integral_constant<int, kRows>{}, [&](int64_t i, auto r) STYLEKERN_ALWAYS_INLINE {
+      blocks(columns, std::integral_constant<int, kColumns>{}, [&](int64_t j, auto c) STYLEKERN_ALWAYS_INLINE {
+        multiply_block<r, c>(x + i * x_stride, x_stride, y + j * y_stride, y_stride, d, products + i * columns + j,
+                             columns);
+      });
+    });
+  }
+  template <int rows, int columns>
+  STYLEKERN_NOINLINE static void multiply_block(const A* x, int64_t x_stride, const A* y, int64_t y_stride, int64_t d,
+                                                A* products, int64_t stride) {
+    Vec<A> sum[rows][columns] = {};
+    for_vectors<A>(d, [&](int64_t k, auto count) STYLEKERN_ALWAYS_INLINE {
+      Vec<A> xs[rows];
+#pragma GCC unroll 6
+      for (int r = 0; r < rows; ++r) xs[r] = load(x + r * x_stride + k, count);
+#pragma GCC unroll 6
+      for (int c = 0; c < columns; ++c) {
+        const Vec<A> ys = load(y + c * y_stride + k, count);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; ++r) sum[r][c] = fma(xs[r], ys, sum[r][c]);
+      }
+    });
+    for (int r = 0; r < rows; ++r)
+      for (int c = 0; c < columns; ++c) products[r * stride + c] = lane_total<A>(sum[r][c]);
+  }
+
   // to = row / norm, in the type of the sums. A division: of one value exactly 1 or -1.
   static void normalize(const T* row, double norm, int64_t d, A* to) {
     // Norms near the ends of float's range are moved away from there first.

@@ -1,6 +1,6 @@
 // min_distances on the CPU: the torch side of the backward. A row of a gradient is made in one pass over the rows that
 // are paired with it, which a stable counting sort of the argmins lists: no atomics, and no order that could differ.
-#define STYLEKERN_KERNELS "min_distances.h"
+#define STYLEKERN_KERNELS "min_distances_target.h"
 #include "min_distances_torch.h"
 // after the header that the kernels need
 #include "foreach_target.h"
@@ -31,7 +31,6 @@ Pairs make_pairs(const MinDistances& p, const Direction<T>& to) {
               std::vector<int64_t>(size_t(to.others + 1)), std::vector<int64_t>(size_t(to.count))};
   for (int64_t i = 0; i < to.count; ++i) {
     const int64_t j = to.index[i];
-    STD_TORCH_CHECK(j >= 0 && j < to.others, "stylekern: an argmin is no row of the other side");
     ++pairs.begin[size_t(j + 1)];
     const double grad = to.grad ? widened(to.grad[i]) : 0;
     if (grad == 0) continue;  // not even times infinity
@@ -108,6 +107,12 @@ std::tuple<Tensor, Tensor> min_distances_backward(std::optional<Tensor> grad_row
   check("row_argmin", row_argmin, p.l, ScalarType::Long), check("col_argmin", col_argmin, p.m, ScalarType::Long);
   check("row_match", row_match, p.l, type), check("col_match", col_match, p.m, type);
   check("x_norm", x_norm, p.l, type), check("y_norm", y_norm, p.m, type);
+  const auto check_rows = [](const Tensor& index, int64_t rows) {
+    const int64_t* const first = data<int64_t>(index);
+    STD_TORCH_CHECK(std::all_of(first, first + index.numel(), [&](int64_t j) { return j >= 0 && j < rows; }),
+                    "stylekern: an argmin is no row of the other side");
+  };
+  check_rows(row_argmin, p.m), check_rows(col_argmin, p.l);
   Tensor grad_x = need_x ? empty_of(x, {p.n, p.l, p.d}) : empty_of(x, {0});
   Tensor grad_y = need_y ? empty_of(y, {p.n, p.m, p.d}) : empty_of(y, {0});
   if (x.numel() == 0) return {grad_x, grad_y};
@@ -131,7 +136,7 @@ std::tuple<Tensor, Tensor> min_distances_backward(std::optional<Tensor> grad_row
       [&] { STYLEKERN_FOR_TARGET(STYLEKERN_CALL); }();
 #undef STYLEKERN_CALL
     };
-    for_samples(p.n, p.multiply_adds(), [] { return 0; }, differentiate_sample);
+    for_samples(p, [] { return 0; }, differentiate_sample);
   });
   return {grad_x, grad_y};
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include "dtypes.h"
 #include "min_distances_args.h"
+#include "parallel.h"
 
 namespace stylekern {
 
@@ -11,7 +12,8 @@ struct MinDistances {
   double eps;
 
   bool cosine() const { return metric == Metric::kCosine; }
-  int64_t multiply_adds() const { return l * m * d; }  // of a sample's product
+  // Whether loops on all threads, and a product by torch, would take longer to start than a sample to be searched.
+  bool short_samples() const { return l * m * (d + 16) < (1 << 23); }
 };
 
 inline MinDistances make_min_distances(const Tensor& x, const Tensor& y, StringHandle handle, double eps) {
@@ -30,6 +32,17 @@ inline MinDistances make_min_distances(const Tensor& x, const Tensor& y, StringH
 template <class T>
 Features<T> features(const Tensor& x, int64_t k) {
   return {data<T>(x) + k * x.stride(0), x.size(1), x.stride(1)};
+}
+
+// Calls work(state, k) for every sample, with a state that make() returns: short samples on a thread each, others one
+// after the other. (On threads, nothing is multiplied by torch: MKL rounds by how many threads it takes a thread to
+// have, which may be another number for each.)
+template <class Make, class Work>
+void for_samples(const MinDistances& p, const Make& make, const Work& work) {
+  if (p.short_samples())
+    return for_steps(p.n, p.l * p.m * (p.d + 16), make, [&](auto& state, int64_t k, const Turn&) { work(state, k); });
+  auto state = make();
+  for (int64_t k = 0; k < p.n; ++k) work(state, k);
 }
 
 // A value of the storage type, and back.

@@ -180,18 +180,6 @@ void for_steps(int64_t count, int64_t operations, const Make& make, const Work& 
   });
 }
 
-// Calls work(state, n) for every sample, with a state that make() returns, where a sample's matrix product takes so
-// many multiply-adds. Short samples on torch's threads, a whole one each, since loops and products within one would
-// take longer to start than to run, and what one thread has made of it is in its cache; others one after the other.
-template <class Make, class Work>
-void for_samples(int64_t samples, int64_t multiply_adds, const Make& make, const Work& work) {
-  constexpr int64_t kShort = 1 << 23;
-  if (multiply_adds < kShort)
-    return for_steps(samples, multiply_adds, make, [&](auto& state, int64_t n, const Turn&) { work(state, n); });
-  auto state = make();
-  for (int64_t n = 0; n < samples; ++n) work(state, n);
-}
-
 // Calls work(state, n, g, row0, row1, turn) for every band of every sample and group, as for_steps() does; where there
 // is one band, `turn` is of n * groups + g, and where there are more, of nothing. P is an operator's problem.
 template <class P, class Make, class Work>

@@ -2,14 +2,15 @@
 namespace stylekern::STYLEKERN_TARGET {
 
 // Calls body(divide) with divide(v) = v / divisor, which is above 0. Instructions that divide take a vector of floats
-// ten cycles and more. So a quotient comes from the inverse, and is corrected by what it leaves of v: what rounds
-// differently lies within 2^-22 of an ulp of the middle between two numbers. Near the ends of the range that does not
-// hold, and there they divide.
+// ten cycles and more. So a quotient comes from the inverse, and is corrected by what it leaves of v: normal numbers
+// round differently only within 2^-22 of an ulp of the middle between two. They divide where the divisor is near the
+// ends of the range, and where the target cannot tell what is left.
 template <class A, class F>
 STYLEKERN_INLINE void with_division(A divisor, const F& body) {
+  constexpr bool kFuses = kBytes > 16;  // multiply-adds that round once
   constexpr A kFar = std::is_same_v<A, float> ? A(1e18) : A(1e150);
   const Vec<A> by = broadcast(divisor), inverse = broadcast(A(1) / divisor);
-  if (divisor > A(1) / kFar && divisor < kFar)
+  if (kFuses && divisor > A(1) / kFar && divisor < kFar)
     body([&](Vec<A> v) STYLEKERN_ALWAYS_INLINE {
       const Vec<A> quotient = v * inverse, corrected = fma(fma(quotient, -by, v), inverse, quotient);
       return quotient - quotient == 0 ? corrected : quotient;  // of infinity nothing is left
