@@ -111,15 +111,8 @@ struct MinDistancesKernels {
                        int64_t d, A* products) {
     // As many sums as registers hold beside the rows of x and one of y.
     constexpr int kRows = kBytes == 64 ? 4 : 2, kColumns = kBytes == 64 ? 6 : 4;
-    // The last block reaches back over what is done already, which costs less than one by one.
-    const auto blocks = [](int64_t count, auto size, const auto& f) STYLEKERN_ALWAYS_INLINE {
-      if (count >= size)
-        for (int64_t i = 0; i < count; i += size) f(std::min<int64_t>(i, count - size), size);
-      else
-        for (int64_t i = 0; i < count; ++i) f(i, std::integral_constant<int, 1>{});
-    };
-    blocks(rows, std::integral_constant<int, kRows>{}, [&](int64_t i, auto r) STYLEKERN_ALWAYS_INLINE {
-      blocks(columns, std::integral_constant<int, kColumns>{}, [&](int64_t j, auto c) STYLEKERN_ALWAYS_INLINE {
+    for_row_blocks<kRows>(rows, [&](int64_t i, auto r) STYLEKERN_ALWAYS_INLINE {
+      for_row_blocks<kColumns>(columns, [&](int64_t j, auto c) STYLEKERN_ALWAYS_INLINE {
         multiply_block<r, c>(x + i * x_stride, x_stride, y + j * y_stride, y_stride, d, products + i * columns + j,
                              columns);
       });

@@ -350,4 +350,16 @@ inline void finish_streams() {
 #endif
 }
 
+// Calls block(i, size) for blocks of R rows, or of one, that cover [0, rows). The last block reaches back over rows
+// that are done already, which costs less than rows one by one.
+template <int R, class F>
+STYLEKERN_INLINE void for_row_blocks(int64_t rows, F&& block) {
+  if (rows < R) {
+    for (int64_t i = 0; i < rows; ++i) block(i, std::integral_constant<int, 1>{});
+    return;
+  }
+  for (int64_t i = 0; i + R <= rows; i += R) block(i, std::integral_constant<int, R>{});
+  if (rows % R) block(rows - R, std::integral_constant<int, R>{});
+}
+
 }  // namespace stylekern::STYLEKERN_TARGET
